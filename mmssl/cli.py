@@ -1,0 +1,148 @@
+"""The command line: verbs only. Each verb is a typed function in the module that does the work.
+
+`mmssl VERB --help` is made by tyro from the function's signature and docstring. A verb that runs a recipe reads the YAML
+first; every field of it can then be overridden with its dotted name (`--optim.base-lr 1e-3`).
+"""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mmssl.errors import MmsslError, unknown_name
+
+# verb -> (where its function is, what `mmssl --help` says of it)
+VERBS = {
+    "demo": ("mmssl.demo:demo", "record, pretrain, judge and report, in minutes"),
+    "list": ("mmssl.cli:list_names", "what there is: recipes, methods, dataset cards, suites, evaluators"),
+    "record": ("mmssl.recording:record", "record episodes of simulated robots as a Minari dataset"),
+    "pretrain": ("mmssl.training.pretrain:pretrain", "run a pretraining recipe"),
+    "finetune": ("mmssl.evaluation.finetune:finetune", "run a fine-tuning recipe on pretrained weights"),
+    "probe": ("mmssl.evaluation.probe:probe", "judge frozen features beside a random encoder and raw pixels"),
+    "embed": ("mmssl.evaluation.embed:embed", "write the features of a dataset to a safetensors file"),
+    "report": ("mmssl.report.html:report", "write the report of a run folder, or compare several"),
+    "export": ("mmssl.weights.export:export", "write a run's encoder for users"),
+    "doctor": ("mmssl.doctor:doctor", "what works on this machine, and how to mend what does not"),
+}
+
+# verb -> the dataclass that its recipe fills
+RECIPES = {
+    "pretrain": "mmssl.training.pretrain:PretrainConfig",
+    "finetune": "mmssl.evaluation.finetune:FinetuneConfig",
+}
+
+
+def list_names(kind: str = "all") -> None:
+    """Print the names that can be typed.
+
+    Args:
+        kind: recipes, methods, data, suites, evaluators, or all of them.
+    """
+    from mmssl.paths import list_resources
+    from mmssl.registry import EVALUATORS, METHODS
+
+    sources: dict[str, Callable[[], list[str]]] = {
+        "recipes": lambda: list_resources("configs"),
+        "methods": METHODS.names,
+        "data": lambda: list_resources("data"),
+        "suites": lambda: list_resources("envs"),
+        "evaluators": EVALUATORS.names,
+    }
+    if kind != "all" and kind not in sources:
+        raise unknown_name("kind of name", kind, [*sources, "all"])
+    for name in sources if kind == "all" else [kind]:
+        print(f"{name}:", *sources[name](), sep="\n  ")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the `mmssl` command. Errors meant for users are one sentence on stderr and exit code 2."""
+    args = sys.argv[1:] if args is None else list(args)
+    try:
+        _dispatch(args)
+    except MmsslError as error:
+        print(f"mmssl: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("mmssl: interrupted; the same command goes on from what was saved.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+def _dispatch(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if args[0] in ("-V", "--version"):
+        from mmssl import __version__
+
+        print(f"mmssl {__version__}")
+        return
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        raise unknown_name("verb", verb, VERBS)
+    _run_recipe(verb, rest) if verb in RECIPES else _run_function(verb, rest)
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    rows = "\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items())
+    return f"mmssl: multimodal and robotics representation learning\n\n{rows}\n\n'mmssl VERB --help' tells what each takes."
+
+
+def _locate(target: str) -> Any:
+    module, name = target.split(":")
+    return getattr(import_module(module), name)
+
+
+def _run_function(verb: str, rest: list[str]) -> None:
+    import tyro
+
+    tyro.cli(_locate(VERBS[verb][0]), prog=f"mmssl {verb}", args=rest, config=(tyro.conf.PositionalRequiredArgs,))
+
+
+def _run_recipe(verb: str, rest: list[str]) -> None:
+    """`mmssl VERB RECIPE [--data SOURCE ...] [--run FOLDER] [--overwrite] [--init WEIGHTS] [--a.b VALUE ...]`."""
+    import tyro
+
+    from mmssl.config import load_config
+    from mmssl.paths import find_resource
+
+    usage = (
+        f"usage: mmssl {verb} RECIPE [--data SOURCE ...] [--run FOLDER] [--overwrite] [--init WEIGHTS] [--a.b VALUE]"
+    )
+    if not rest or rest[0] in ("-h", "--help"):
+        print(f"{usage}\n\nRECIPE is a YAML file or the short name of a shipped one ('mmssl list recipes').")
+        return
+    if rest[0].startswith("-"):
+        raise MmsslError(f"the recipe comes first; {usage}")
+    path = find_resource("configs", rest[0])
+    config = load_config(_locate(RECIPES[verb]), path)
+    options, rest = _take_options(rest[1:], usage)
+    config = tyro.cli(type(config), default=config, prog=f"mmssl {verb} RECIPE", args=rest)
+    _locate(VERBS[verb][0])(config, **options)
+
+
+def _take_options(rest: list[str], usage: str) -> tuple[dict[str, Any], list[str]]:
+    """Split off what belongs to the verb from the recipe's own overrides; `--data` is short for `--data.source`."""
+    options: dict[str, Any] = {"run": None, "overwrite": False, "init": None}
+    left: list[str] = []
+    words = iter(rest)
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        if word == "--overwrite":
+            options["overwrite"] = True
+        elif word.startswith("--") and name in ("run", "init"):
+            value = value or next(words, "")
+            if not value:
+                raise MmsslError(f"--{name} needs a value; {usage}")
+            options[name] = Path(value) if name == "run" else value
+        else:
+            left.append("--data.source" if word == "--data" else word)
+    return options, left
+
+
+if __name__ == "__main__":
+    main()

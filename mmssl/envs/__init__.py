@@ -1,0 +1,1 @@
+"""Gymnasium worlds, rendering and visual randomisation."""

@@ -1,0 +1,1 @@
+"""Judges of a frozen or fine-tuned encoder, one file each."""

@@ -1,0 +1,1 @@
+"""Transformer blocks, position tables and heads; nothing here knows of a modality."""

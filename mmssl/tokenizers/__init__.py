@@ -1,0 +1,1 @@
+"""Raw modality <-> tokens, one file a modality."""
