@@ -1,7 +1,7 @@
 """The command line: verbs only. Each verb is a typed function in the module that does the work.
 
-`mmssl VERB --help` is made by tyro from the function's signature and docstring. A verb that runs a recipe reads the YAML
-first; every field of it can then be overridden with its dotted name (`--optim.base-lr 1e-3`).
+`mmssl VERB --help` is made by tyro from the function's signature and docstring. A verb that runs a recipe reads the
+YAML first; every field of it can then be overridden with its dotted name (`--optim.base-lr 1e-3`).
 """
 
 import sys
@@ -89,7 +89,8 @@ def _dispatch(args: list[str]) -> None:
 def _overview() -> str:
     width = max(map(len, VERBS))
     rows = "\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items())
-    return f"mmssl: multimodal and robotics representation learning\n\n{rows}\n\n'mmssl VERB --help' tells what each takes."
+    title = "mmssl: multimodal and robotics representation learning"
+    return f"{title}\n\n{rows}\n\n'mmssl VERB --help' tells what each takes."
 
 
 def _locate(target: str) -> Any:

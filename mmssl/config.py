@@ -73,7 +73,7 @@ def _convert_union(options: tuple, value: Any, where: str) -> Any:
             return _convert(option, value, where)
         except MmsslError as error:
             errors.append(error)
-    raise errors[0] if len(errors) == 1 else _wrong_type(where, Union[options], value)
+    raise errors[0] if len(errors) == 1 else _wrong_type(where, Union[options], value)  # noqa: UP007
 
 
 def _convert_sequence(hint: Any, value: Any, where: str) -> Any:

@@ -79,7 +79,7 @@ def test_numbers_as_yaml_writes_them():
 def test_file_errors_name_the_file(tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("name: [1, 2")
-    with pytest.raises(MmsslError, match="bad.yaml is not valid YAML"):
+    with pytest.raises(MmsslError, match=r"bad\.yaml is not valid YAML"):
         load_config(Outer, bad)
     bad.write_text("- 1")
     with pytest.raises(MmsslError, match="must hold a mapping"):

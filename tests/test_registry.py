@@ -32,7 +32,7 @@ def test_a_new_file_is_found_without_any_other_edit(package):
 def test_unknown_name_gives_the_nearest(package):
     import made_up_methods
 
-    with pytest.raises(MmsslError, match="unknown method 'onne': did you mean 'one'. Valid: one"):
+    with pytest.raises(MmsslError, match=r"unknown method 'onne': did you mean 'one'\? Valid: one"):
         made_up_methods.R.get("onne")
 
 

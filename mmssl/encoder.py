@@ -1,0 +1,326 @@
+"""The encoder: tokenizers and one shared trunk, from a batch to `Features`.
+
+It is the same object before pretraining, after it, and inside a policy. Weight names are timm's where timm has them
+(`cls_token`, `blocks.N.*`, `norm.*`); each modality has `tokenizers.<modality>.proj` and `.pos_embed` (1, N, D), a
+table of patch positions without a row for cls.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmssl import __version__
+from mmssl.config import from_dict, to_dict
+from mmssl.errors import MmsslError, unknown_name
+from mmssl.masking import visible_index
+from mmssl.nn.positions import interpolate_positions
+from mmssl.nn.transformer import Block, BlockConfig, init_weights
+from mmssl.registry import TOKENIZERS
+from mmssl.tokenizers.base import Positions, TokenizerConfig
+from mmssl.tokenizers.image import ImageTokenizerConfig, as_pair
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+"""Width, depth and heads of the named sizes: ViT-Ti, S, B, L and H."""
+
+
+def _one_image() -> dict[str, TokenizerConfig]:
+    return {"image": ImageTokenizerConfig()}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Shape and options of an encoder."""
+
+    tokenizers: dict[str, TokenizerConfig] = field(default_factory=_one_image)
+    """Batch key -> settings of its tokenizer."""
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: Literal["full", "qv", "none"] = "full"
+    norm_eps: float = 1e-6
+    gelu: Literal["exact", "tanh"] = "exact"
+    norm: Literal["pre", "post"] = "pre"
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+    """Drop path of the last block; it grows linearly from 0 at the first."""
+    drop: float = 0.0
+    cls_token: bool = True
+    final_norm: bool = True
+    """LayerNorm after the last block."""
+    positions: Positions = "sincos"
+    """Fixed tables with the column first (MAE) or the row first (`sincos_row`), learned ones, or none."""
+
+    def __post_init__(self) -> None:
+        if not self.tokenizers:
+            raise MmsslError("an encoder needs at least one tokenizer.")
+        if self.depth < 1:
+            raise MmsslError(f"depth must be at least 1, got {self.depth}.")
+        self.block(0)
+
+    def block(self, i: int) -> BlockConfig:
+        """Settings of block `i`."""
+        drop_path = self.drop_path * i / max(self.depth - 1, 1)
+        names = ("dim", "heads", "mlp_ratio", "qkv_bias", "norm_eps", "gelu", "norm", "layer_scale", "drop")
+        return BlockConfig(**{name: getattr(self, name) for name in names}, drop_path=drop_path)
+
+
+@dataclass
+class Features:
+    """What an encoder gives.
+
+    Attributes:
+        tokens: (B, N, D) patch tokens after the final norm, without cls; under masks only the visible ones.
+        index: int64 (B, N), place of each token in the whole lattice (modalities one after the other).
+        valid: bool (B, N), False = padding.
+        cls: (B, D) or None.
+        grid: modality -> lattice shape, in token order.
+    """
+
+    tokens: Tensor
+    index: Tensor
+    valid: Tensor
+    cls: Tensor | None
+    grid: dict[str, tuple[int, ...]]
+
+    def pooled(self, how: Literal["mean", "cls", "max"] = "mean") -> Tensor:
+        """One vector a sample, (B, D): mean or maximum over the valid patch tokens, or the cls token."""
+        if how == "cls":
+            if self.cls is None:
+                raise MmsslError("this encoder has no cls token; pool with 'mean' or 'max'.")
+            return self.cls
+        if how == "mean":
+            weight = self.valid.to(self.tokens.dtype)[..., None]  # (B, N, 1)
+            return (self.tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+        if how == "max":
+            return self.tokens.masked_fill(~self.valid[..., None], -math.inf).amax(1)
+        raise unknown_name("pooling", how, ("mean", "cls", "max"))
+
+    def map(self, modality: str | None = None) -> Tensor:
+        """Tokens of one unmasked modality as a feature map: (B, h, w, D) for an image."""
+        name = modality or next(iter(self.grid))
+        if name not in self.grid:
+            raise unknown_name("modality", name, self.grid)
+        sizes = {n: math.prod(g) for n, g in self.grid.items()}
+        if self.tokens.shape[1] != sum(sizes.values()):
+            raise MmsslError("a feature map needs all tokens; encode without masks.")
+        start = sum(size for n, size in list(sizes.items())[: list(sizes).index(name)])
+        tokens = self.tokens[:, start : start + sizes[name]]
+        return tokens.reshape(tokens.shape[0], *self.grid[name], tokens.shape[-1])
+
+
+class Encoder(nn.Module):
+    """Tokenizers and a shared transformer trunk. `encoder(batch) -> Features`.
+
+    Dosovitskiy et al. 2021 (arXiv 2010.11929), with the details of MAE (arXiv 2111.06377): fixed sine-cosine positions
+    added before masking, cls added after it.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.tokenizers = nn.ModuleDict(
+            {
+                name: TOKENIZERS.get(c.name)(c, name, config.dim, config.positions)
+                for name, c in config.tokenizers.items()
+            }
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if config.cls_token else None
+        self.blocks = nn.ModuleList(Block(config.block(i)) for i in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else nn.Identity()
+        self.blocks.apply(init_weights)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
+
+    @property
+    def embed_dim(self) -> int:
+        return self.config.dim
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.tokenizers)
+
+    @property
+    def grids(self) -> dict[str, tuple[int, ...]]:
+        """Modality -> lattice shape, in token order."""
+        return {name: tokenizer.grid for name, tokenizer in self.tokenizers.items()}
+
+    def forward(
+        self,
+        batch: dict[str, Tensor],
+        masks: dict[str, Tensor] | None = None,
+        visible: dict[str, int] | None = None,
+    ) -> Features:
+        """Encode a batch.
+
+        Args:
+            batch: modality -> raw input, as DESIGN says; `present/<modality>` bool (B,) marks rows that have it.
+            masks: modality -> bool (B, N), True = masked; a modality that is not named is wholly visible.
+            visible: modality -> number of visible tokens, the same in every row (a sampler's `visible(grids)`). Without
+                it the largest count is read from the masks, which waits for the device; rows with fewer are padded.
+        """
+        tokens, index, valid = self._tokens(batch, masks, visible)
+        key_mask = valid
+        x = tokens
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (B, 1 + n, D)
+            key_mask = valid if valid is None else nn.functional.pad(valid, (1, 0), value=True)
+        for block in self.blocks:
+            x = block(x, key_mask)
+        x = self.norm(x)
+        if valid is None:
+            valid = torch.ones_like(index, dtype=torch.bool)
+        if self.cls_token is None:
+            return Features(x, index, valid, None, self.grids)
+        return Features(x[:, 1:], index, valid, x[:, 0], self.grids)
+
+    def _tokens(
+        self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None, visible: dict[str, int] | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens (B, n, D), their places (B, n), and which are real (B, n) or None where all are."""
+        parts, start = [], 0
+        for name, tokenizer in self.tokenizers.items():
+            x = self._input(batch, name)
+            mask = None if masks is None else masks.get(name)
+            index, valid = self._places(
+                mask, None if visible is None else visible.get(name), len(x), tokenizer, x.device
+            )
+            tokens = tokenizer(x) if mask is None else tokenizer(x, index)
+            if f"present/{name}" in batch:
+                present = batch[f"present/{name}"][:, None].expand(index.shape)
+                valid = present if valid is None else valid & present
+            parts.append((tokens, index + start, valid))
+            start += tokenizer.num_tokens
+        if len(parts) == 1:
+            return parts[0]
+        valid = None
+        if any(v is not None for *_, v in parts):
+            valid = torch.cat([torch.ones_like(i, dtype=torch.bool) if v is None else v for _, i, v in parts], dim=1)
+        return torch.cat([t for t, *_ in parts], dim=1), torch.cat([i for _, i, _ in parts], dim=1), valid
+
+    @staticmethod
+    def _places(mask, visible, batch_size, tokenizer, device) -> tuple[Tensor, Tensor | None]:
+        """Places of the visible tokens (B, n), and which of them are real (None = all)."""
+        n = tokenizer.num_tokens
+        if mask is None:
+            return torch.arange(n, device=device).expand(batch_size, -1), None
+        if mask.dtype != torch.bool or tuple(mask.shape) != (batch_size, n):
+            raise MmsslError(
+                f"the mask of {tokenizer.modality!r} must be bool with the shape {(batch_size, n)} (True = masked), "
+                f"got {mask.dtype} {tuple(mask.shape)}."
+            )
+        if visible is not None:
+            return visible_index(mask, visible), None
+        counts = (~mask).sum(1)
+        index = visible_index(mask, int(counts.max()))
+        return index, None if bool((counts == counts[0]).all()) else ~mask.gather(1, index)
+
+    def _input(self, batch: dict[str, Tensor], name: str) -> Tensor:
+        if name not in batch:
+            raise MmsslError(
+                f"the batch lacks the modality {name!r}: it has {sorted(batch)}, and this encoder needs "
+                f"{list(self.modalities)}."
+            )
+        return batch[name]
+
+    def check(self, batch: dict[str, Tensor]) -> None:
+        """Raise an `MmsslError` for anything wrong with a batch: a missing modality, dtype, shape or value range.
+
+        It looks at the values, so it is called once on the first batch and not in every step.
+        """
+        for name, tokenizer in self.tokenizers.items():
+            tokenizer.check(self._input(batch, name))
+
+    def resize(self, image_size: int | tuple[int, int]) -> "Encoder":
+        """Take images of another size (pixels) from now on, in place: position tables are interpolated bicubically."""
+        configs = dict(self.config.tokenizers)
+        for name, tokenizer in self.tokenizers.items():
+            if not isinstance(tokenizer.config, ImageTokenizerConfig):
+                continue
+            configs[name] = replace(tokenizer.config, image_size=as_pair(image_size))
+            old_grid = tokenizer.grid
+            (height, width), (p, q) = configs[name].image_size, configs[name].patch_size
+            tokenizer.config, tokenizer.grid = configs[name], (height // p, width // q)
+            table = interpolate_positions(tokenizer.pos_embed.data, old_grid, tokenizer.grid)
+            tokenizer.pos_embed = nn.Parameter(table, tokenizer.pos_embed.requires_grad)
+        self.config = replace(self.config, tokenizers=configs)
+        return self
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write `config.json` and `model.safetensors` into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        description = {"library": "mmssl", "version": __version__, "encoder": to_dict(self.config)}
+        (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "Encoder":
+        """Read what `save_pretrained` wrote; the encoder is in evaluation mode.
+
+        Raises an `MmsslError` where the folder does not hold an encoder of ours, or a file of it is damaged.
+        """
+        encoder = cls(from_dict(EncoderConfig, _read_description(Path(folder)), "the encoder's config"))
+        weights = Path(folder) / "model.safetensors"
+        try:
+            state = load_file(weights)
+        except (OSError, SafetensorError) as error:
+            raise MmsslError(f"{weights} is missing or damaged ({error}); copy or export it again.") from None
+        load_strictly(encoder, state, str(weights))
+        return encoder.eval()
+
+    def push_to_hub(self, repo: str, private: bool = False) -> str:
+        """Upload `save_pretrained`'s files to a Hugging Face model repository; returns its address."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api.upload_folder(repo_id=repo, folder_path=folder)
+        return str(url)
+
+
+def _read_description(folder: Path) -> dict:
+    path = folder / "config.json"
+    try:
+        description = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MmsslError(f"{path} is missing or not valid JSON ({error}).") from None
+    if "encoder" not in description:
+        raise MmsslError(f"{path} does not describe an mmssl encoder; load other formats with mmssl.load.")
+    return description["encoder"]
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict that must fit exactly; otherwise an `MmsslError` names the first keys that do not."""
+    own = module.state_dict()
+    wrong = {
+        "missing": [k for k in own if k not in state],
+        "unknown": [k for k in state if k not in own],
+        "other shape": [
+            f"{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+            for k in own
+            if k in state and state[k].shape != own[k].shape
+        ],
+    }
+    found = [f"{what}: {', '.join(keys[:3])}" for what, keys in wrong.items() if keys]
+    if found:
+        raise MmsslError(f"{source} does not fit this model ({'; '.join(found)}); it is of another method or size.")
+    module.load_state_dict(state)

@@ -1,0 +1,129 @@
+"""What fine-tuning trains: an encoder, its tokens pooled, and a linear head (He et al. 2022, appendix A.1).
+
+Patch tokens are averaged, normalised by a new LayerNorm (the encoder's final norm is dropped, as in MAE) and read by
+the head; or the cls token after the final norm is.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.data.loading import Loader
+from mmssl.data.mixing import Mix
+from mmssl.encoder import Encoder
+from mmssl.errors import MmsslError
+from mmssl.evaluation.features import Splits, device_of, labels_of
+from mmssl.evaluation.fitting import TargetScaler
+from mmssl.nn.heads import LinearHead
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """What is put on the encoder, and what keeps it from learning by heart."""
+
+    pooling: Literal["mean", "cls"] = "mean"
+    drop_path: float = 0.1
+    """drop path of the last block; it grows linearly from 0 at the first"""
+    std: float = 2e-5
+    """of the head's first weights; regression heads, which have no softmax to saturate, do as well with it"""
+    train_positions: bool = True
+    """let the position tables learn too"""
+    mixup: float = 0.0
+    """parameter of the Beta distribution; 0 for none; MAE's is .8 (single_label only)"""
+    cutmix: float = 0.0
+    """parameter of the Beta distribution; 0 for none; MAE's is 1 (single_label only)"""
+    mix_prob: float = 1.0
+    """share of the samples that are mixed"""
+    mix_switch: float = 0.5
+    """share of cutmix where both are on"""
+    label_smoothing: float = 0.0
+    """MAE's is .1 (single_label only)"""
+
+    def __post_init__(self) -> None:
+        for name in ("drop_path", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise MmsslError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+        if min(self.mixup, self.cutmix) < 0:
+            raise MmsslError(f"mixup and cutmix must be 0 or more, got {self.mixup} and {self.cutmix}.")
+
+
+class FinetuneModel(nn.Module):
+    """An encoder, pooled, with a linear head; `forward` gives the loss as the training loop wants it.
+
+    Args:
+        encoder: taken apart for its weights; the given one is not changed.
+        outputs: classes or target dimensions.
+        labels: the training labels, for the scale of regression targets.
+    """
+
+    def __init__(self, encoder: Encoder, task: str, outputs: int, labels: Tensor, config: HeadConfig):
+        super().__init__()
+        self.task, self.config = task, config
+        mean = config.pooling == "mean"
+        self.encoder = _adapt(encoder, config, final_norm=not mean and encoder.config.final_norm)
+        self.head = LinearHead(encoder.embed_dim, outputs, std=config.std, norm=mean)
+        mixes = config.mixup > 0 or config.cutmix > 0
+        self.scaler = TargetScaler(task, labels, 0.0 if mixes else config.label_smoothing)
+
+    def output(self, batch: dict[str, Tensor]) -> Tensor:
+        """Raw head outputs (B, K)."""
+        return self.head(self.encoder(batch).pooled(self.config.pooling))
+
+    def forward(
+        self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None, keys: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Loss (sum, count) over a batch with `label`; `masks` and `keys` are not used."""
+        losses = self.scaler.losses(self.output(batch).float(), batch["label"])
+        return {"loss": (losses.sum(), torch.full_like(losses.sum(), len(losses)))}
+
+    @torch.no_grad()
+    def predict(self, dataset: Any, batch_size: int, workers: int = 0) -> tuple[Tensor, Tensor]:
+        """Predictions (N, K) in the labels' units and the labels, of every sample of a dataset, in eval mode."""
+        device, predictions, labels = device_of(self.head), [], []
+        self.eval()
+        loader = Loader(dataset, min(batch_size, len(dataset)), shuffle=False, drop_last=False, workers=workers)
+        for batch in loader.epoch(0):
+            inputs = {k: batch[k].to(device) for k in self.encoder.modalities if k in batch}
+            predictions.append(self.scaler.restore(self.output(inputs).float()).cpu())
+            labels.append(batch["label"])
+        return torch.cat(predictions), torch.cat(labels)
+
+    def no_decay(self) -> set[str]:
+        """cls token and positions do not decay in fine-tuning."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
+
+
+def _adapt(encoder: Encoder, config: HeadConfig, final_norm: bool) -> Encoder:
+    """A trainable copy with drop path, its final norm gone if the head brings its own."""
+    changed = dataclasses.replace(encoder.config, drop_path=config.drop_path, final_norm=final_norm)
+    fresh = type(encoder)(changed)
+    state = {k: v.detach().cpu() for k, v in encoder.state_dict().items() if final_norm or not k.startswith("norm.")}
+    fresh.load_state_dict(state)
+    fresh.requires_grad_(True)
+    for name, parameter in fresh.named_parameters():
+        if name.endswith("pos_embed"):
+            parameter.requires_grad_(config.train_positions)
+    return fresh
+
+
+def build_model(encoder: Encoder, train: Any, config: HeadConfig, seed: int) -> FinetuneModel:
+    """A model for the target of a training set; its head's weights depend on the seed alone."""
+    labels = labels_of(train)
+    if labels is None:
+        raise MmsslError(f"the data {train.name!r} has no labels to fine-tune on: choose a target (data.target).")
+    if train.task != "single_label" and (config.mixup or config.cutmix or config.label_smoothing):
+        raise MmsslError(f"mixup, cutmix and label smoothing need a single_label target, and this one is {train.task}.")
+    outputs = Splits(train, train).classes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return FinetuneModel(encoder, train.task, outputs, labels, config)
+
+
+def mixer(config: HeadConfig, classes: int) -> Callable | None:
+    """The batch transform of mixup and cutmix, None if both are off."""
+    if config.mixup == 0 and config.cutmix == 0:
+        return None
+    return Mix(classes, config.mixup, config.cutmix, config.mix_prob, config.mix_switch, config.label_smoothing)

@@ -1,0 +1,97 @@
+"""Train a small head on features that lie ready in memory; the probes differ in head, optimizer and schedule only."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.evaluation.features import FeatureSet
+from mmssl.training.optim import Schedule
+
+
+class TargetScaler(nn.Module):
+    """The task's loss. Regression targets are scaled to zero mean and unit variance while a head is trained.
+
+    Args:
+        labels: int64 (N,) or float32 (N, K), the training labels, whose statistics are kept.
+        smoothing: label smoothing of the cross-entropy.
+    """
+
+    def __init__(self, task: str, labels: Tensor, smoothing: float = 0.0):
+        super().__init__()
+        self.task, self.smoothing = task, smoothing
+        values = labels.float().reshape(len(labels), -1) if task == "regression" else torch.zeros(1, 1)
+        mean, std = values.mean(0), values.std(0, unbiased=False)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", torch.where(std > 1e-6 * (1e-3 + mean.abs()), std, torch.ones_like(std)))
+
+    def losses(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each sample (B,) for outputs (B, K); class labels may be ids (B,) or soft rows (B, K)."""
+        if self.task == "single_label":
+            return F.cross_entropy(output, labels, reduction="none", label_smoothing=self.smoothing)
+        if self.task == "multi_label":
+            return F.binary_cross_entropy_with_logits(output, labels.float(), reduction="none").mean(1)
+        scaled = (labels.float().reshape(len(labels), -1) - self.mean) / self.std
+        return (output - scaled).square().mean(1)
+
+    def restore(self, output: Tensor) -> Tensor:
+        """Outputs (B, K) in the labels' own units."""
+        return output * self.std + self.mean if self.task == "regression" else output
+
+
+def fit_head(
+    build: Callable[[], nn.Module],
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    schedule: Schedule,
+    train: FeatureSet,
+    task: str,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    clip_grad: float | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """Train a head for some steps of shuffled batches; the same seed gives the same head.
+
+    Args:
+        build: makes the head, under the seed.
+        make_optimizer: head -> optimizer, whose learning rate the schedule then sets.
+        train: features (N, ...) and labels.
+
+    Returns:
+        A function: features (M, ...) -> predictions (M, K) on the CPU, in the labels' own units.
+    """
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        head, scaler = build().to(device).train(), TargetScaler(task, train.labels).to(device)
+        optimizer = make_optimizer(head)
+        for step, rows in zip(range(steps), shuffled_rows(len(train), batch_size, seed), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.lr_at(step / steps)
+            loss = scaler.losses(head(train.features[rows].to(device)), train.labels[rows].to(device)).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if clip_grad is not None:
+                nn.utils.clip_grad_norm_(head.parameters(), clip_grad)
+            optimizer.step()
+    return lambda features: apply_head(head.eval(), scaler, features, device)
+
+
+@torch.no_grad()
+def apply_head(head: nn.Module, scaler: TargetScaler, features: Tensor, device: torch.device) -> Tensor:
+    """Predictions (M, K) on the CPU for features (M, ...), a piece at a time."""
+    return torch.cat([scaler.restore(head(part.to(device)).float()).cpu() for part in features.split(512)])
+
+
+def shuffled_rows(n: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Endless int64 batches of exactly `batch_size` rows (at most n), every row once a pass over the data."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, n)
+    rows = torch.randperm(n, generator=generator)
+    while True:
+        if len(rows) < size:
+            rows = torch.cat([rows, torch.randperm(n, generator=generator)])
+        yield rows[:size]
+        rows = rows[size:]

@@ -1,0 +1,198 @@
+"""`mmssl probe`: how good are frozen features, beside those of a random encoder and the raw pixels?"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+from torch import nn
+from tqdm import tqdm
+
+from mmssl.config import from_dict
+from mmssl.errors import MmsslError, unknown_name
+from mmssl.evaluation.baselines import PixelEncoder, random_like
+from mmssl.evaluation.features import POOLINGS, EvaluatorConfig, Splits, device_of, mean_and_spread
+from mmssl.evaluation.pictures import feature_pictures, save_arrays
+from mmssl.evaluation.reconstruction import Reconstruction, judge_reconstruction
+from mmssl.evaluation.scores import Score, table, to_scores, write_scores
+from mmssl.evaluation.sources import choose_device, image_size_of, load_encoder, open_splits
+from mmssl.registry import EVALUATORS
+from mmssl.weights.load import load_method
+
+
+def probe(
+    weights: str,
+    *,
+    data: tuple[str, ...] = (),
+    target: str | None = None,
+    evaluators: tuple[str, ...] = ("ridge", "knn", "attentive"),
+    pooling: str = "mean",
+    labels_per_class: int | None = None,
+    labels: int | None = None,
+    draws: int = 1,
+    random_seeds: int = 1,
+    pixels: bool = True,
+    reconstruction: bool = True,
+    options: tuple[str, ...] = (),
+    camera: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    quiet: bool = False,
+) -> list[Score]:
+    """Judge frozen features on held-out data; print a table, and add it to `scores.json` if a run folder was given.
+
+    Args:
+        weights: a run folder, an exported folder, a published checkpoint, or a hub or timm name.
+        data: what to judge on: a card's name, a folder, or recorded datasets; by default the run's own data.
+        target: which label to predict, e.g. task or state of a recorded dataset.
+        evaluators: names, each perhaps with a pooling of its own: ridge:grid4 knn attentive logistic linear finetune.
+        pooling: for evaluators that name none: mean, cls, max, grid4 (patch tokens averaged to 4x4 cells), flat.
+        labels_per_class: few-label probe: so many labels for each class.
+        labels: few-label probe: so many labels in all.
+        draws: random draws of the few labels; mean and spread are shown.
+        random_seeds: random encoders to compare with; mean and spread are shown.
+        pixels: compare with the raw pixels too.
+        reconstruction: for a run of a masked model, judge its reconstructions too, and save pictures.
+        options: settings of evaluators, e.g. knn.k=[5,10] attentive.steps=500.
+        camera: which camera of a recorded dataset.
+        limit: at most so many samples of the training and of the test part, spread evenly.
+        batch_size: images in one pass of the encoder; never changes the scores.
+        workers: processes that read images.
+        seed: of draws, held-out parts and heads.
+        device: auto, cpu, cuda or mps.
+        quiet: no progress and no table.
+    """
+    shared = {"labels_per_class": labels_per_class, "labels": labels, "draws": draws, "seed": seed}
+    shared |= {"pooling": pooling, "batch_size": batch_size, "workers": workers}
+    questions = [parse_question(name, shared, options) for name in evaluators]
+    if random_seeds < 1:
+        raise MmsslError(f"random_seeds must be at least 1, got {random_seeds}.")
+    encoder = load_encoder(weights, device)
+    splits = open_splits(weights, data, image_size_of(encoder), target, camera, limit)
+    target = splits.train.target or "label"
+    run = Path(weights) if (Path(weights) / "config.yaml").is_file() else None
+
+    def keep(rows: Sequence[Score]) -> None:  # after every evaluator, so that an interruption loses little
+        if run is not None:
+            write_scores(run, rows)
+
+    rows = judge(encoder, splits, questions, target, random_seeds=random_seeds, pixels=pixels, quiet=quiet, keep=keep)
+    if not quiet:
+        print(table(rows))
+    if run is not None and reconstruction:
+        found = reconstruct_and_draw(run, encoder, splits, device)
+        if found is not None and not quiet:
+            print(reconstruction_table(found))
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """An evaluator with its settings."""
+
+    name: str
+    config: EvaluatorConfig
+
+    @property
+    def label(self) -> str:
+        """What a table calls it: its name, and the settings that make it another question."""
+        uses_pooling = self.config.pooling != "mean" and self.name not in ("attentive", "finetune")
+        words = [f"{self.name} {self.config.pooling}" if uses_pooling else self.name]
+        if self.config.labels_per_class is not None:
+            words.append(f"{self.config.labels_per_class} per class")
+        if self.config.labels is not None:
+            words.append(f"{self.config.labels} labels")
+        return ", ".join(words)
+
+
+def parse_question(text: str, shared: dict, options: Sequence[str] = ()) -> Question:
+    """`ridge`, `ridge:grid4` and settings such as `ridge.folds=3` -> a question.
+
+    Raises:
+        MmsslError: an unknown evaluator, pooling or setting, or a wrong value.
+    """
+    name, _, pooling = text.partition(":")
+    evaluator = EVALUATORS.get(name)
+    if pooling and pooling not in POOLINGS:
+        raise unknown_name("pooling", pooling, POOLINGS)
+    settings = {**shared, **({"pooling": pooling} if pooling else {})}
+    for option in options:
+        key, equals, value = option.partition("=")
+        owner, dot, field = key.partition(".")
+        if not (equals and dot):
+            raise MmsslError(f"an option is written EVALUATOR.SETTING=VALUE, e.g. knn.k=[5,10]; got {option!r}.")
+        EVALUATORS.get(owner)
+        if owner == name:
+            settings[field] = yaml.safe_load(value)
+    return Question(name, from_dict(config_class(evaluator), settings, f"the settings of {name!r}"))
+
+
+def config_class(evaluator: Callable) -> type[EvaluatorConfig]:
+    """The dataclass of an evaluator's settings, read from its signature."""
+    return typing.get_type_hints(evaluator)["config"]
+
+
+def judge(
+    encoder: nn.Module,
+    splits: Splits,
+    questions: Sequence[Question],
+    target: str,
+    *,
+    random_seeds: int = 1,
+    pixels: bool = True,
+    quiet: bool = False,
+    keep: Callable[[Sequence[Score]], None] = lambda rows: None,
+) -> list[Score]:
+    """Put every question to the encoder, to random encoders of its shape, and to the raw pixels.
+
+    Args:
+        target: name of what is predicted, for the table.
+        random_seeds: number of random encoders; their mean and spread make one score.
+        keep: called with the scores of each question as soon as they are there.
+    """
+    contestants = {"pretrained": [encoder], "random": [random_like(encoder, seed) for seed in range(random_seeds)]}
+    if pixels:
+        contestants["pixels"] = [PixelEncoder(splits.train.modality).to(device_of(encoder))]
+    rows: list[Score] = []
+    bar = tqdm(total=len(questions) * len(contestants), disable=None if not quiet else True, unit="probe")
+    for question in questions:
+        evaluator, answers = EVALUATORS.get(question.name), []
+        for name, models in contestants.items():
+            bar.set_description(f"{question.label}, {name}")
+            if name != "pixels" or getattr(evaluator, "takes_pixels", True):
+                found = [evaluator(model, splits, question.config) for model in models]
+                joined = mean_and_spread([{k: v for k, v in f.items() if "/" not in k} for f in found])
+                answers += to_scores(question.label, target, name, found[0] if len(found) == 1 else joined)
+            bar.update()
+        keep(answers)
+        rows += answers
+    bar.close()
+    return rows
+
+
+def reconstruct_and_draw(run: Path, encoder: nn.Module, splits: Splits, device: str = "auto") -> Reconstruction | None:
+    """Save what the report draws; judge the reconstructions if the run's method makes any (None if not)."""
+    pictures = feature_pictures(encoder, random_like(encoder), splits.test)
+    save_arrays(run, "features", pictures)
+    try:
+        method = load_method(run).to(choose_device(device)).eval()
+        found = judge_reconstruction(method, splits.train, splits.test)
+    except MmsslError:  # an encoder without its method, or a method that reconstructs nothing
+        return None
+    save_arrays(run, "reconstruction", found.pictures)
+    write_scores(run, [], found.mse, found.explained)
+    return found
+
+
+def reconstruction_table(found: Reconstruction) -> str:
+    """Aligned text: the error of the model and of each baseline on masked patches."""
+    width = max(map(len, found.mse))
+    lines = [f"{'masked patches':<{width}}  MSE in [0, 1]  variance explained (norm-pix)"]
+    for name, value in sorted(found.mse.items(), key=lambda item: item[1]):
+        note = f"  = {found.best}" if name == "best_interpolation" else ""
+        lines.append(f"{name:<{width}}  {value:13.6f}  {found.explained[name]:28.3f}{note}")
+    return "\n".join(lines)

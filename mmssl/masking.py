@@ -1,0 +1,139 @@
+"""Every mask sampler. True = masked (removed), everywhere.
+
+A sampler is `sampler(grids, keys, valid=None) -> dict modality -> bool (B, N)`, vectorized over the batch; its
+randomness is a function of the keys (B,) alone. `sampler.visible(grids)` says beforehand how many tokens stay visible.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmssl.errors import MmsslError
+from mmssl.keys import uniform
+
+Grids = dict[str, tuple[int, ...]]
+
+
+def visible_index(mask: Tensor, n_visible: int) -> Tensor:
+    """Places of the visible tokens in raster order, int64 (B, n_visible), from a mask (B, N); never waits for a device.
+
+    A row with fewer visible tokens is filled up with masked ones, which come last.
+    """
+    return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :n_visible]
+
+
+class MaskSampler:
+    """Base of the samplers that mask the same number of tokens in every row, modality by modality.
+
+    Args:
+        ratio: fraction of the tokens to mask, in (0, 1); `int(N * (1 - ratio))` of N stay visible, as in MAE.
+    """
+
+    def __init__(self, ratio: float):
+        if not 0 < ratio < 1:
+            raise MmsslError(f"the mask ratio must lie strictly between 0 and 1, got {ratio}.")
+        self.ratio = ratio
+
+    def visible(self, grids: Grids) -> dict[str, int]:
+        """Number of visible tokens of each modality."""
+        return {name: int(math.prod(grid) * (1 - self.ratio)) for name, grid in grids.items()}
+
+    def __call__(self, grids: Grids, keys: Tensor, valid: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Masks of all modalities.
+
+        Args:
+            grids: modality -> lattice shape.
+            keys: int64 (B,), one a sample (`mmssl.keys.sample_keys`).
+            valid: modality -> bool (B, N), False = padding, which is masked before anything else.
+
+        Returns:
+            modality -> bool (B, N), True = masked.
+        """
+        masks = {}
+        visible = self.visible(grids)
+        for stream, (name, grid) in enumerate(grids.items()):
+            order = self.order(grid, keys, stream)  # (B, N): the lowest stay visible
+            if valid is not None and name in valid:
+                order = order.masked_fill(~valid[name], math.inf)
+            kept = order.argsort(dim=1, stable=True)[:, : visible[name]]
+            masks[name] = torch.ones_like(order, dtype=torch.bool).scatter(1, kept, False)
+        return masks
+
+    def order(self, grid: tuple[int, ...], keys: Tensor, stream: int) -> Tensor:
+        """float (B, N): the tokens with the lowest values stay visible."""
+        raise NotImplementedError
+
+
+class RandomMask(MaskSampler):
+    """Tokens masked independently and uniformly (MAE)."""
+
+    def order(self, grid: tuple[int, ...], keys: Tensor, stream: int) -> Tensor:
+        return uniform(keys, math.prod(grid), stream)
+
+
+class BlockMask(MaskSampler):
+    """Rectangles masked one after the other until the count is reached, the last one in part (after BEiT, Bao et al. 2022).
+
+    Args:
+        ratio: fraction of the tokens to mask, exactly.
+        area: smallest and largest area of a rectangle, as fractions of the lattice.
+        aspect: largest ratio of the sides of a rectangle, in tokens.
+    """
+
+    rectangles = 64  # more than any ratio below 1 needs in practice; what they leave open is masked at random
+
+    def __init__(self, ratio: float, area: tuple[float, float] = (0.08, 0.25), aspect: float = 3.0):
+        super().__init__(ratio)
+        if not 0 < area[0] <= area[1] <= 1 or aspect < 1:
+            raise MmsslError(f"block masks need 0 < area <= 1 and aspect >= 1, got area {area} and aspect {aspect}.")
+        self.area, self.aspect = area, aspect
+
+    def order(self, grid: tuple[int, ...], keys: Tensor, stream: int) -> Tensor:
+        inside = self._rows(grid, keys, stream)[..., :, None] & self._columns(grid, keys, stream)[..., None, :]
+        inside = inside.flatten(2)  # (B, R, N)
+        # Tokens are masked in the order of the first rectangle that holds them, by chance within one.
+        number = torch.arange(self.rectangles, 0, -1, device=keys.device)[None, :, None]
+        rank = (inside * number).amax(1)  # (B, N): R for the first rectangle, 0 for none
+        return rank + RandomMask(self.ratio).order(grid, keys, 4 * stream + 3)
+
+    def _sides(self, keys: Tensor, stream: int, sign: float) -> Tensor:
+        """One side of each rectangle as a fraction of the lattice's, (B, R)."""
+        draws = uniform(keys, 2 * self.rectangles, 4 * stream)
+        area = self.area[0] + (self.area[1] - self.area[0]) * draws[:, : self.rectangles]
+        log_aspect = (2 * draws[:, self.rectangles :] - 1) * math.log(self.aspect)
+        return area.sqrt() * torch.exp(sign * log_aspect / 2)
+
+    def _span(self, n: int, side: Tensor, place: Tensor) -> Tensor:
+        """Which of `n` lattice lines each rectangle covers, bool (B, R, n)."""
+        length = (side * n).round().clamp(1, n)
+        start = (place * (n - length + 1)).floor()
+        line = torch.arange(n, device=side.device)
+        return (line >= start[..., None]) & (line < (start + length)[..., None])
+
+    def _rows(self, grid: tuple[int, ...], keys: Tensor, stream: int) -> Tensor:
+        return self._span(grid[0], self._sides(keys, stream, 1), uniform(keys, self.rectangles, 4 * stream + 1))
+
+    def _columns(self, grid: tuple[int, ...], keys: Tensor, stream: int) -> Tensor:
+        return self._span(grid[1], self._sides(keys, stream, -1), uniform(keys, self.rectangles, 4 * stream + 2))
+
+
+class GridMask(MaskSampler):
+    """Every s-th token in both directions stays visible, s = round(1 / sqrt(1 - ratio)), from a place drawn by chance.
+
+    At ratio .75 one of every 2 x 2 tokens is kept (the MAE paper's grid masking). Where the lattice does not divide, or
+    the ratio is not 1 - 1 / s ** 2, tokens are dropped or added by chance to keep the exact count.
+    """
+
+    def order(self, grid: tuple[int, ...], keys: Tensor, stream: int) -> Tensor:
+        stride = max(1, round((1 - self.ratio) ** -0.5))
+        offset = (uniform(keys, 2, 2 * stream) * stride).long()  # (B, 2)
+        rows, columns = (
+            torch.arange(n, device=keys.device)[None] % stride == offset[:, i, None] for i, n in enumerate(grid)
+        )
+        kept = (rows[:, :, None] & columns[:, None, :]).flatten(1)  # (B, N)
+        return (~kept).float() + uniform(keys, math.prod(grid), 2 * stream + 1)
+
+
+MASKS: dict[str, type[MaskSampler]] = {"random": RandomMask, "block": BlockMask, "grid": GridMask}
+"""Samplers by the names that recipes use."""

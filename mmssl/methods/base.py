@@ -1,0 +1,100 @@
+"""What a method is: an encoder, whatever else it trains, and a loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.config import from_dict
+from mmssl.encoder import Encoder
+from mmssl.errors import MmsslError
+from mmssl.keys import sample_keys
+from mmssl.registry import METHODS
+
+Loss = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Settings of a method; `name` chooses the class."""
+
+    name: str
+
+    @classmethod
+    def config_class_for(cls, mapping: dict[str, Any]) -> type["MethodConfig"]:
+        """The config class of the method that `mapping["name"]` names."""
+        if "name" not in mapping:
+            if cls is MethodConfig:
+                raise MmsslError(f"the method's settings need a 'name', one of: {', '.join(METHODS.names())}.")
+            return cls
+        return METHODS.get(mapping["name"]).config_class
+
+
+class Method(nn.Module):
+    """Base of all methods.
+
+    Attributes:
+        config: its settings, an instance of `config_class`.
+        encoder: the encoder that it trains.
+    """
+
+    config_class: ClassVar[type[MethodConfig]]
+    encoder: Encoder
+
+    def __init__(self, config: MethodConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None, keys: Tensor | None = None
+    ) -> dict[str, Any]:
+        """One pass.
+
+        Args:
+            batch: raw input, as `Encoder.forward` takes it.
+            masks: modality -> bool (B, N), True = masked, in place of the method's own sampler.
+            keys: int64 (B,), the source of this pass's randomness (`mmssl.keys.sample_keys`); without them the samples'
+                places `index` in the batch are used, so that the same call gives the same result.
+
+        Returns:
+            `"loss"`: a pair (sum, count) of float32 scalars; their quotient is the loss. Others are scalars to log.
+        """
+        raise NotImplementedError
+
+    def reconstruct(
+        self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None, keys: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Something to look at, where the method has it."""
+        raise MmsslError(f"the method {self.config.name!r} does not reconstruct its input.")
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimizer step with the finished part of the training, 0 to 1: EMA, queues."""
+
+    def no_decay(self) -> set[str]:
+        """Names of parameters without weight decay, besides biases and 1-D ones."""
+        return set()
+
+
+def default_keys(batch: dict[str, Tensor], modalities: Sequence[str]) -> Tensor:
+    """Keys for a call that gives none: a function of the samples' `index`, else of their place in the batch."""
+    x = batch[modalities[0]]
+    index = batch.get("index")
+    if index is None:
+        index = torch.arange(x.shape[0], device=x.device)
+    return sample_keys(0, 0, 0, index)
+
+
+def create_method(config: MethodConfig | str, **settings: Any) -> Method:
+    """A method with fresh weights, from its config or its name and settings: `create_method("mae", size="small")`."""
+    if isinstance(config, str):
+        config = from_dict(MethodConfig, {"name": config, **settings}, f"the settings of {config!r}")
+    elif settings:
+        raise MmsslError("give a config, or a name with settings, not both.")
+    return METHODS.get(config.name)(config)
+
+
+def list_methods() -> list[str]:
+    """Names of all methods."""
+    return METHODS.names()

@@ -1,0 +1,177 @@
+"""The transformer block that every encoder and decoder here is made of.
+
+Parameter names are timm's (norm1, attn.qkv, attn.proj, ls1.gamma, norm2, mlp.fc1, mlp.fc2, ls2.gamma),
+so that weights move in and out without a table. Dosovitskiy et al. 2021 (arXiv 2010.11929); BEiT's bias on q and v only;
+CaiT's layer scale; stochastic depth (Huang et al. 2016).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.errors import MmsslError
+from mmssl.nn.linear import Linear, linear
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """Shape and options of one block."""
+
+    dim: int
+    """Width of a token."""
+    heads: int
+    """Attention heads; must divide `dim`."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over `dim`."""
+    qkv_bias: Literal["full", "qv", "none"] = "full"
+    """Bias of the q, k, v projection: on all three, on q and v only (BEiT, VideoMAE), or on none."""
+    norm_eps: float = 1e-6
+    """LayerNorm epsilon."""
+    gelu: Literal["exact", "tanh"] = "exact"
+    """Kind of GELU."""
+    norm: Literal["pre", "post"] = "pre"
+    """LayerNorm before each branch, or after its residual sum (BERT, Vaswani et al. 2017)."""
+    layer_scale: float | None = None
+    """Initial value of a learned scale on each branch; None leaves it out."""
+    drop_path: float = 0.0
+    """Probability that a sample skips a branch in training."""
+    drop: float = 0.0
+    """Dropout after the attention projection and in the MLP."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.heads < 1 or self.dim % self.heads:
+            raise MmsslError(f"dim {self.dim} must be a positive multiple of heads {self.heads}; change one of them.")
+        if self.mlp_ratio <= 0:
+            raise MmsslError(f"mlp_ratio must be above 0, got {self.mlp_ratio}.")
+        for name in ("drop_path", "drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise MmsslError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused q, k, v projection."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.qkv = Linear(dim, 3 * dim, bias=config.qkv_bias == "full")
+        if config.qkv_bias == "qv":
+            self.q_bias = nn.Parameter(torch.zeros(dim))
+            self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = Linear(dim, dim)
+        self.drop = nn.Dropout(config.drop)
+
+    def _qkv_bias(self) -> Tensor | None:
+        if not hasattr(self, "q_bias"):
+            return self.qkv.bias
+        return torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """x (B, N, D); key_mask bool (B, N), True = a real token. Returns (B, N, D)."""
+        batch, n, dim = x.shape
+        qkv = linear(x, self.qkv.weight, self._qkv_bias())
+        q, k, v = qkv.view(batch, n, 3, self.heads, dim // self.heads).permute(
+            2, 0, 3, 1, 4
+        )  # each (B, heads, N, D/heads)
+        if key_mask is not None:
+            # A row without any real token attends to all of them: its output is ignored, but must not be NaN.
+            key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None, :]  # (B, 1, 1, N)
+        x = attend(q, k, v, key_mask)
+        x = x.transpose(1, 2).reshape(batch, n, dim)  # (B, N, D)
+        return self.drop(self.proj(x))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of q, k, v (B, heads, N, d); mask bool, True = may be attended to.
+
+    On a CPU in bfloat16 torch's flash kernel takes 2.7 times as long as the plain products for 197 tokens, forward and
+    backward, since these are oneDNN's; their (N, N) scores stay small for short sequences.
+    """
+    short = mask is None and max(q.shape[2], k.shape[2]) <= 512
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not short:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, N, N)
+    return scores.softmax(-1) @ v
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        hidden = int(config.dim * config.mlp_ratio)
+        self.fc1 = Linear(config.dim, hidden)
+        self.act = nn.GELU(approximate="tanh" if config.gelu == "tanh" else "none")
+        self.fc2 = Linear(hidden, config.dim)
+        self.drop = nn.Dropout(config.drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class LayerScale(nn.Module):
+    """A learned scale of each channel."""
+
+    def __init__(self, dim: int, init: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Zero a branch for a random part of the samples in training, and scale the others up to keep its mean."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        keep = torch.empty(x.shape[:1] + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device)
+        return x * keep.bernoulli_(1 - self.p).div_(1 - self.p)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with its LayerNorm and residual sum."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+
+        def scale() -> nn.Module:
+            return nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale)
+
+        self.post_norm = config.norm == "post"
+        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.attn = Attention(config)
+        self.ls1 = scale()
+        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mlp = Mlp(config)
+        self.ls2 = scale()
+        self.drop_path = DropPath(config.drop_path)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """x (B, N, D); key_mask bool (B, N), True = a real token. Returns (B, N, D)."""
+        if self.post_norm:
+            x = self.norm1(x + self.drop_path(self.ls1(self.attn(x, key_mask))))
+            return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), key_mask)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+def init_weights(module: nn.Module) -> None:
+    """MAE's start: xavier-uniform linear weights (the fused qkv as one matrix), zero biases. Use with `.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

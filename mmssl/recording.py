@@ -1,0 +1,210 @@
+"""`mmssl record SUITE/TASK ...`: real frames of robots at work, as Minari datasets.
+
+    mmssl record metaworld/drawer-open dmc/cheetah-run --episodes 20 --size 96 96 --depth --workers 2
+
+Each task becomes `<out>/mmssl/<suite>/<task>-v0`, which `minari.load_dataset` opens. An episode is a function of the
+seed, the task and its number, so the number of workers changes nothing, and the same command goes on where an
+interrupted one stopped. docs/recording.md describes what is stored.
+"""
+
+import contextlib
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmssl.envs.crew import Job, run_jobs
+from mmssl.envs.describe import dataset_id, recipe
+from mmssl.envs.estimate import check_disk, estimate, human_size
+from mmssl.envs.policies import find_policy
+from mmssl.envs.progress import Progress
+from mmssl.envs.randomize import RandomizeConfig
+from mmssl.envs.rollout import RolloutConfig
+from mmssl.envs.storage import RecordingFolder
+from mmssl.envs.suites import Task, expand_tasks
+from mmssl.errors import MmsslError
+from mmssl.paths import datasets_dir
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One task to record and where."""
+
+    task: Task
+    config: RolloutConfig
+    folder: RecordingFolder
+    missing: tuple[int, ...]
+    """Numbers of the episodes that are not on disk yet."""
+
+
+def record(
+    tasks: Annotated[tuple[str, ...], tyro.conf.Positional],
+    *,
+    episodes: int = 10,
+    size: tuple[int, int] = (64, 64),
+    cameras: tuple[str, ...] = (),
+    depth: bool = False,
+    segmentation: bool = False,
+    policy: str = "auto",
+    noise: float = 0.0,
+    randomize: float = 0.0,
+    randomize_camera: float | None = None,
+    randomize_color: float | None = None,
+    randomize_light: float | None = None,
+    steps: int | None = None,
+    every: int = 1,
+    after_success: int | None = None,
+    action_repeat: int | None = None,
+    faithful: bool = False,
+    workers: int = 1,
+    seed: int = 0,
+    out: Path | None = None,
+    version: int = 0,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> list[Path]:
+    """Record episodes of simulated robots as Minari datasets.
+
+    Args:
+        tasks: SUITE/TASK, several of them, or patterns such as 'metaworld/*'.
+        episodes: Number of episodes of each task; a larger number later extends the recording.
+        size: Height and width of the pictures in pixels.
+        cameras: Names of the cameras; the task's default one if left out.
+        depth: Record depth too, float16 metres.
+        segmentation: Record geom ids too, int16.
+        policy: auto (the scripted expert where there is one, else smooth), expert, random, smooth, or module:function.
+        noise: Standard deviation of Gaussian action noise, as a share of half the action range.
+        randomize: Strength 0 to 1 of the visual randomisation of camera pose, colours and light, new in each episode.
+        randomize_camera: Strength for the camera pose alone, in place of the common one.
+        randomize_color: Strength for the colours alone.
+        randomize_light: Strength for the light alone.
+        steps: Control steps after which an episode ends, in place of the suite's horizon.
+        every: Record an observation at every so many steps only; actions are then stored in blocks.
+        after_success: Steps recorded after the first success, in place of the suite's; -1 records all of them.
+        action_repeat: Control steps for which an action is held, in place of the suite's.
+        faithful: Shadows, reflections and multisampling as the simulator has them, many times slower.
+        workers: Number of processes, each with its own rendering context.
+        seed: Seed of the recording; episodes depend on it and on their number alone.
+        out: Folder of the datasets, to be named in MINARI_DATASETS_PATH when Minari shall find them there.
+        version: Version of the datasets, the N in <task>-vN.
+        overwrite: Delete what was recorded before under the same name.
+        quiet: No output.
+
+    Returns:
+        The folders of the datasets, one a task.
+    """
+    _check(episodes=episodes, height=size[0], width=size[1], every=every, workers=workers, steps=steps,
+           action_repeat=action_repeat)  # fmt: skip
+    if not 0 <= noise <= 10:
+        raise MmsslError(f"--noise must be from 0 to 10 (a share of half the action range), got {noise}.")
+    find_policy(policy)
+    look = RandomizeConfig(randomize, randomize_camera, randomize_color, randomize_light)
+    config = RolloutConfig(tuple(size), tuple(cameras), depth, segmentation, policy, noise, look, every, after_success,
+                           faithful, seed)  # fmt: skip
+    chosen = [_adjusted(task, steps, action_repeat) for task in expand_tasks(tasks)]
+    plans = [_plan(task, config, out or datasets_dir(), episodes, version, overwrite) for task in chosen]
+    say = (lambda *_: None) if quiet else print
+    _run(plans, episodes, workers, version, say, quiet)
+    return [plan.folder.path for plan in plans]
+
+
+def _check(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise MmsslError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+
+
+def _adjusted(task: Task, steps: int | None, action_repeat: int | None) -> Task:
+    changed = {k: v for k, v in (("horizon", steps), ("action_repeat", action_repeat)) if v is not None}
+    return replace(task, **changed)
+
+
+def _plan(task: Task, config: RolloutConfig, root: Path, episodes: int, version: int, overwrite: bool) -> Recording:
+    """What is missing of one task's recording; an `MmsslError` where another one stands in its place."""
+    if config.after_success is None:
+        config = replace(config, after_success=task.after_success)
+    elif config.after_success < 0:
+        config = replace(config, after_success=None)
+    folder = RecordingFolder(Path(root).expanduser() / dataset_id(task, version))
+    if overwrite and folder.path.exists():
+        shutil.rmtree(folder.path)
+    before, now = folder.recipe(), recipe(task, config)
+    if before is not None and before != now:
+        differing = [k for k in now if before.get(k) != now[k]]
+        raise MmsslError(
+            f"{folder.path} holds a recording made with other settings ({_difference(before, now, differing)}); record "
+            f"with those, choose another --version or --out, or delete it with --overwrite."
+        )
+    done = folder.finished() if before is not None else set()
+    return Recording(task, config, folder, tuple(i for i in range(episodes) if i not in done))
+
+
+def _difference(before: dict, now: dict, keys: list[str]) -> str:
+    parts = []
+    for key in keys:
+        old, new = before.get(key), now[key]
+        if isinstance(new, dict) and isinstance(old, dict):
+            parts.append(_difference(old, new, [k for k in new if old.get(k) != new[k]]))
+        else:
+            parts.append(f"{key} {old!r} there, {new!r} here")
+    return ", ".join(parts)
+
+
+def _run(plans: list[Recording], episodes: int, workers: int, version: int, say: Any, quiet: bool) -> None:
+    todo = [plan for plan in plans if plan.missing]
+    kept = sum(episodes - len(plan.missing) for plan in plans)
+    if kept:
+        say(f"{kept} of {episodes * len(plans)} episodes are there already.")
+    jobs = [Job(p.task, p.config, p.folder, p.missing, version) for p in todo]
+    if jobs:
+        size = estimate(jobs)
+        root = todo[0].folder.path
+        total = sum(len(job.episodes) for job in jobs)
+        say(f"Recording {total} episodes of {len(jobs)} tasks: {size.sentence()}, below {root.parents[2]}.")
+        check_disk(size, root)
+        for plan in todo:
+            plan.folder.begin(recipe(plan.task, plan.config))
+    progress = Progress(sum(len(j.episodes) for j in jobs), quiet)
+    try:
+        with _sigterm_as_interrupt():
+            run_jobs(jobs, workers, progress)
+    except KeyboardInterrupt:
+        progress.close()
+        say(f"Stopped: {kept + progress.episodes} finished episodes are kept; the same command goes on from there.")
+        raise
+    except OSError as error:
+        if error.errno != 28 and "No space left" not in str(error):  # ENOSPC
+            raise
+        raise MmsslError(
+            f"no space left on the disk of {plans[0].folder.path}; finished episodes are kept: make room, and the same "
+            f"command goes on from there."
+        ) from None
+    progress.close()
+    for plan in plans:
+        plan.folder.close()
+        data = plan.folder.data / "main_data.hdf5"
+        say(f"{dataset_id(plan.task, version)}: {plan.folder.gathered()} episodes, {human_size(data.stat().st_size)}")
+    if plans:
+        say(progress.summary())
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the recording as Ctrl-C does. Outside the main thread signals are left alone."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,277 @@
+"""`report.html`: one self-contained page from the files of a run folder, and a comparison of several runs.
+
+Nothing outside the page is loaded: style, curves (SVG) and pictures (PNG in base64) are inside it. The verb is
+`mmssl report RUN...`.
+"""
+
+import base64
+import os
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+import numpy as np
+import tyro
+import yaml
+from markupsafe import Markup
+
+from mmssl import __version__
+from mmssl.errors import MmsslError
+from mmssl.report import words
+from mmssl.report.figures import curves_svg, pca_colours, png_bytes
+from mmssl.report.reading import Probe, RunFiles, Score, read_run
+
+_TEMPLATES = Path(__file__).parent / "templates"
+ENCODER_NAMES = {"pretrained": "pretrained", "random": "random", "pixels": "raw pixels"}
+
+
+def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], *, out: Path | None = None) -> None:
+    """Write report.html into each run folder; with several runs also a page that compares them.
+
+    Args:
+        runs: Run folders, as `mmssl demo` and `mmssl pretrain` make them.
+        out: Where the comparison goes; by default comparison.html beside the first run.
+    """
+    if not runs:
+        raise MmsslError("no run folder was given: type `mmssl report RUN`, with one run folder or more.")
+    for run in runs:
+        path = write_report(run)
+        print(f"{path}: {words.headline(read_run(run)).title}")
+    if len(runs) > 1:
+        print(write_comparison(runs, out))
+
+
+def write_report(run: Path | str) -> Path:
+    """Write `<run>/report.html` from the files that the run folder holds, and return its path.
+
+    Parts whose files are missing are left out. Raises an `MmsslError` where the folder is no run or a file is damaged.
+    """
+    files = read_run(run)
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            run=files,
+            headline=words.headline(files),
+            tiles=_tiles(files),
+            fillings=_fillings(files),
+            triples=_triples(files),
+            summary=words.probe_summary(files.probes),
+            verdicts=[v for v in map(words.verdict, files.probes) if v],
+            probes=[(probe, _bars(probe)) for probe in files.probes],
+            encoders=_encoders([files]),
+            features=_feature_pictures(files),
+            curves=_curves({files.name: files}),
+            stages=_stages(files.timing),
+            config=yaml.safe_dump(files.config, sort_keys=False, width=90) if files.config else "",
+            command=_command(files),
+            version=__version__,
+        )
+    )
+    return _write(files.path / "report.html", page)
+
+
+def write_comparison(runs: tuple[Path, ...] | list[Path], out: Path | None = None) -> Path:
+    """Write one page that lays several runs beside each other: overlaid curves and a table of every score."""
+    files = _by_name([read_run(run) for run in runs])
+    rows = [
+        (
+            "masked-patch error / best interpolation",
+            [words.error_ratio(f) for f in files.values()],
+            False,
+        )
+    ]
+    rows = [row for row in rows if any(value is not None for value in row[1])]
+    page = (
+        _environment()
+        .get_template("comparison.html.jinja")
+        .render(
+            names=list(files),
+            headlines={name: words.headline(f) for name, f in files.items()},
+            curves=_curves(files),
+            ratios=[(label, values, _best(values, higher)) for label, values, higher in rows],
+            probes=_compared_probes(list(files.values())),
+            differences=_config_differences(files),
+            version=__version__,
+        )
+    )
+    return _write(out or Path(runs[0]).resolve().parent / "comparison.html", page)
+
+
+def _write(path: Path, page: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")  # a reader never sees half a page
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "png": _data_uri,
+        "number": words.number,
+        "duration": words.duration,
+        "score": lambda s: words.score(s.value, s.spread) if isinstance(s, Score) else "–",
+        "encoder": lambda name: ENCODER_NAMES.get(name, name),
+    }
+    environment.globals["style"] = Markup((_TEMPLATES / "style.css").read_text())
+    return environment
+
+
+def _data_uri(image: np.ndarray) -> str:
+    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
+
+
+def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
+    """The few numbers at the top: label, value, note."""
+    tiles = []
+    ratio = words.error_ratio(run)
+    if ratio is not None:
+        tiles.append(("error on masked patches", f"{ratio:.2f}×", "best interpolation = 1.00"))
+    for probe in run.probes[:1]:
+        if "pretrained" in probe.scores:
+            others = [f"{ENCODER_NAMES.get(n, n)} {words.number(s.value)}" for n, s in probe.scores.items()][1:3]
+            value = words.number(probe.scores["pretrained"].value)
+            tiles.append((f"{probe.name}, {probe.metric}", value, " · ".join(others)))
+    steps, losses = run.series("loss")
+    if steps:
+        tiles.append(
+            ("training steps", f"{steps[-1]:,}", f"loss {words.number(losses[0])} → {words.number(losses[-1])}")
+        )
+    _, speed = run.series("images_per_second")
+    if speed:
+        tiles.append(("images per second", f"{statistics.median(speed):,.0f}", "median while training"))
+    if run.timing:
+        tiles.append(("time in all", words.duration(sum(run.timing.values())), " · ".join(run.timing)))
+    return tiles
+
+
+def _fillings(run: RunFiles) -> list[tuple[str, str, list[tuple[str, float, float, bool]]]]:
+    """Charts of how well masked patches were filled in: title, note, bars of (name, value, percent, own), best first."""
+    charts = []
+    if run.reconstruction:
+        charts.append(
+            ("Squared error on masked patches", "pixels in 0..1, shorter is better", run.reconstruction, False)
+        )
+    if run.explained:
+        title = "Explained variance of normalised patches"
+        charts.append((title, "each patch without its own mean and contrast, longer is better", run.explained, True))
+    if run.norm_pix:
+        charts.reverse()  # first what the model was trained for
+    filled = []
+    for title, note, scores, higher in charts:
+        if "model" not in scores:
+            continue
+        names = scores if not words.interpolations(scores) else [n for n in scores if n != "best_interpolation"]
+        longest = max(max(scores.values()), 1e-12)
+        ordered = sorted(names, key=scores.get, reverse=higher)
+        bars = [(n.replace("_", " "), scores[n], 100 * max(scores[n], 0) / longest, n == "model") for n in ordered]
+        filled.append((title, note, bars))
+    return filled
+
+
+def _triples(run: RunFiles, most: int = 8) -> list[list[tuple[str, np.ndarray]]]:
+    pictures = run.pictures.get("reconstruction", {})
+    if not {"original", "masked", "reconstructed"} <= set(pictures):
+        return []
+    count = min(most, len(pictures["original"]))
+    return [[(key, images[i]) for key, images in pictures.items()] for i in range(count)]
+
+
+def _feature_pictures(run: RunFiles, most: int = 6) -> list[list[tuple[str, np.ndarray]]]:
+    pictures = run.pictures.get("features", {})
+    if not pictures:
+        return []
+    columns = {"frame": pictures["image"], "pretrained": pca_colours(pictures["tokens"])}
+    if "random" in pictures:
+        columns["random"] = pca_colours(pictures["random"])
+    count = min(most, len(pictures["image"]))
+    return [[(name, images[i]) for name, images in columns.items()] for i in range(count)]
+
+
+def _bars(probe: Probe) -> list[dict[str, Any]]:
+    """Bars of one probe in percent of the width, with room left of zero where a score is negative."""
+    values = [s.value for s in probe.scores.values()]
+    # Scores far below zero (an R2 of -3) would leave no room for the others: they are cut at -1 or at half the range.
+    high = max([*values, 1.0 if all(0 <= v <= 1 for v in values) else 0.0])
+    low = min(0.0, max(min(values), -max(high, 1e-9)))
+    span = (high - low) or 1.0
+    bars = []
+    for name, s in probe.scores.items():
+        shown = max(s.value, low)
+        left = (min(shown, 0.0) - low) / span
+        bars.append({"encoder": name, "score": s, "left": 100 * left, "width": 100 * abs(shown) / span})
+    return bars
+
+
+def _encoders(runs: list[RunFiles]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for probe in run.probes for name in probe.scores))
+
+
+def _curves(runs: dict[str, RunFiles]) -> list[Markup]:
+    parts = [("loss", "Loss", True), ("lr", "Learning rate", False)]
+    drawings = []
+    for key, title, smoothed in parts:
+        series = {name: run.series(key) for name, run in runs.items()}
+        series = {name: s for name, s in series.items() if s[0]}
+        if series:
+            drawings.append(Markup(curves_svg(series, title=title, smoothed=smoothed)))
+    return drawings
+
+
+def _stages(timing: dict[str, float]) -> list[tuple[str, float, float]]:
+    total = sum(timing.values()) or 1.0
+    return [(stage, seconds, 100 * seconds / total) for stage, seconds in timing.items()]
+
+
+def _command(run: RunFiles) -> str:
+    """What to type to get this run again: the command that made it, or one from its configuration."""
+    if run.command:
+        return run.command
+    return f"mmssl pretrain {run.path / 'config.yaml'} --run {run.path}-again" if run.config else ""
+
+
+def _by_name(runs: list[RunFiles]) -> dict[str, RunFiles]:
+    """Runs under their folder's name; the whole path where two folders have one name."""
+    names = [run.name for run in runs]
+    return {run.name if names.count(run.name) == 1 else str(run.path): run for run in runs}
+
+
+def _best(values: list[float | None], higher_is_better: bool) -> float | None:
+    known = [v for v in values if v is not None]
+    return (max if higher_is_better else min)(known) if len(set(known)) > 1 else None
+
+
+def _compared_probes(runs: list[RunFiles]) -> list[dict[str, Any]]:
+    """One row a question and encoder: the score of each run, None where the run was not asked."""
+    keys = dict.fromkeys((p.name, p.metric, p.higher_is_better) for run in runs for p in run.probes)
+    rows = []
+    for name, metric, higher in keys:
+        asked = [next((p for p in run.probes if (p.name, p.metric) == (name, metric)), None) for run in runs]
+        for encoder in dict.fromkeys(e for p in asked if p for e in p.scores):
+            scores = [p.scores.get(encoder) if p else None for p in asked]
+            best = _best([s.value if s else None for s in scores], higher) if encoder == "pretrained" else None
+            rows.append({"name": name, "metric": metric, "encoder": encoder, "scores": scores, "best": best})
+    return rows
+
+
+def _config_differences(runs: dict[str, RunFiles]) -> list[tuple[str, list[Any]]]:
+    """The dotted configuration keys in which the runs differ, with each run's value."""
+    flat = [_flatten(run.config) for run in runs.values()]
+    keys = dict.fromkeys(key for mapping in flat for key in mapping)
+    rows = [(key, [mapping.get(key, "–") for mapping in flat]) for key in keys]
+    return [(key, values) for key, values in rows if any(v != values[0] for v in values)]
+
+
+def _flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

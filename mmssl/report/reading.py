@@ -1,0 +1,188 @@
+"""What a run folder holds, read from its files alone: no model is built and no method is imported.
+
+Every file is optional; a part whose file is missing stays empty. A file that is there but cannot be read is an
+`MmsslError` that names it, except for a last line of `metrics.jsonl` that a kill cut short.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmssl.config import read_yaml
+from mmssl.errors import MmsslError
+
+ENCODER_ORDER = ("pretrained", "random", "pixels")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One cell of the probe table: the score of one encoder, with the spread over seeds where there were several."""
+
+    value: float
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question put to every encoder: the evaluator, what it had to predict, and the metric."""
+
+    evaluator: str
+    target: str
+    metric: str
+    higher_is_better: bool
+    scores: dict[str, Score]
+
+    @property
+    def name(self) -> str:
+        return f"{self.evaluator} → {self.target}" if self.target else self.evaluator
+
+    def margin(self, over: str, of: str = "pretrained") -> float | None:
+        """How much better `of` is than `over` (positive is better whatever the metric), None where one is missing."""
+        if of not in self.scores or over not in self.scores:
+            return None
+        difference = self.scores[of].value - self.scores[over].value
+        return difference if self.higher_is_better else -difference
+
+    def is_tie(self, over: str, of: str = "pretrained") -> bool:
+        """Whether the difference is no larger than the larger of the two spreads."""
+        spreads = [self.scores[name].spread or 0.0 for name in (of, over) if name in self.scores]
+        margin = self.margin(over, of)
+        return margin is not None and abs(margin) <= max(spreads)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Everything a report is made of.
+
+    `metrics` holds one mapping a logged step, in step order, the last one where a resumed run logged a step twice.
+    `reconstruction` maps "model" and each interpolation to its squared error on masked patches, in pixels of [0, 1];
+    `explained` the same names to the share of the variance of normalised patches (norm-pix) that they explain.
+    `pictures` maps "reconstruction" and "features" to the arrays of `figures/<name>.npz`.
+    `timing` maps a stage to seconds.
+    """
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    reconstruction: dict[str, float] = field(default_factory=dict)
+    explained: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+    command: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def norm_pix(self) -> bool:
+        """Whether the model predicts patches without their own mean and contrast, and was judged on such patches."""
+        method = self.config.get("method")
+        return bool(self.explained) and isinstance(method, dict) and method.get("norm_pix") is True
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one logged scalar; entries that are not finite numbers are left out."""
+        points = [(m["step"], m[key]) for m in self.metrics if isinstance(m.get(key), (int, float))]
+        points = [(step, float(value)) for step, value in points if np.isfinite(value)]
+        return [p[0] for p in points], [p[1] for p in points]
+
+
+def read_run(path: Path | str) -> RunFiles:
+    """Read a run folder.
+
+    Raises an `MmsslError` where the folder does not exist, holds nothing of a run, or holds an unreadable file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise MmsslError(f"{path} is not a run folder: give a folder made by `mmssl pretrain` or `mmssl demo`.")
+    known = ("config.yaml", "metrics.jsonl", "scores.json")
+    if not any((path / name).is_file() for name in known):
+        raise MmsslError(f"{path} holds no run: none of {', '.join(known)} is in it.")
+    scores = _read_json(path / "scores.json")
+    command = path / "command.txt"
+    return RunFiles(
+        path=path,
+        config=read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {},
+        metrics=_read_metrics(path / "metrics.jsonl"),
+        probes=group_scores(scores.get("rows", []), path / "scores.json"),
+        reconstruction=_numbers(scores.get("reconstruction") or {}),
+        explained=_numbers(scores.get("reconstruction_explained") or {}),
+        pictures=_read_pictures(path / "figures"),
+        timing=_numbers(_read_json(path / "timing.json")),
+        command=command.read_text().strip() if command.is_file() else None,
+    )
+
+
+def group_scores(rows: Iterable[dict], where: Path | str = "scores.json") -> list[Probe]:
+    """Join the rows of `scores.json` that ask the same question, pretrained first, then random, pixels and others."""
+    groups: dict[tuple, dict[str, Score]] = {}
+    for row in rows:
+        try:
+            key = (row["evaluator"], row.get("target") or "", row["metric"], bool(row["higher_is_better"]))
+            groups.setdefault(key, {})[row["encoder"]] = Score(float(row["value"]), row.get("spread"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise MmsslError(f"{where} holds a row that is not a score ({error!r}): {row!r}.") from None
+    return [Probe(*key, scores=_ordered(scores)) for key, scores in groups.items()]
+
+
+def _ordered(scores: dict[str, Score]) -> dict[str, Score]:
+    first = [name for name in ENCODER_ORDER if name in scores]
+    return {name: scores[name] for name in [*first, *(n for n in scores if n not in first)]}
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        mapping = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MmsslError(f"{path} is not valid JSON ({error}); delete it or make it again.") from None
+    if not isinstance(mapping, dict):
+        raise MmsslError(f"{path} must hold a JSON object, got a {type(mapping).__name__}.")
+    return mapping
+
+
+def _read_metrics(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    lines = path.read_text(errors="replace").splitlines()
+    by_step: dict[int, dict] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise MmsslError(f"{path}: line {number} is not valid JSON.") from None
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            by_step[entry["step"]] = {**by_step.get(entry["step"], {}), **entry}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _read_pictures(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    wanted = {
+        "reconstruction": ("original", "masked", "reconstructed", "interpolated"),
+        "features": ("image", "tokens", "random"),
+    }
+    pictures = {}
+    for name, keys in wanted.items():
+        path = folder / f"{name}.npz"
+        if not path.is_file():
+            continue
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                pictures[name] = {key: file[key] for key in keys if key in file}
+        except Exception as error:  # zipfile, zlib and numpy each raise their own on a cut file
+            raise MmsslError(f"{path} cannot be read ({error}); delete it or make it again.") from None
+    return {name: arrays for name, arrays in pictures.items() if set(wanted[name][:2]) <= set(arrays)}
+
+
+def _numbers(mapping: dict) -> dict[str, float]:
+    return {k: float(v) for k, v in mapping.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}

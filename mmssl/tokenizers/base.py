@@ -1,0 +1,120 @@
+"""What a tokenizer is: raw modality in, tokens out, and the way back."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.errors import MmsslError
+from mmssl.nn.gather import gather_tokens
+from mmssl.nn.linear import Linear
+from mmssl.registry import TOKENIZERS
+
+Positions = Literal["sincos", "sincos_row", "learned", "none"]
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Settings of one tokenizer; `name` chooses the class."""
+
+    name: str
+
+    @classmethod
+    def config_class_for(cls, mapping: dict[str, Any]) -> type["TokenizerConfig"]:
+        """The config class of the tokenizer that `mapping["name"]` names."""
+        if "name" not in mapping:
+            if cls is TokenizerConfig:
+                raise MmsslError(f"a tokenizer's settings need a 'name', one of: {', '.join(TOKENIZERS.names())}.")
+            return cls
+        return TOKENIZERS.get(mapping["name"]).config_class
+
+
+class Tokenizer(nn.Module):
+    """Raw modality <-> tokens. A subclass fills in the five methods and calls `build` at the end of its `__init__`.
+
+    Attributes:
+        modality: the batch key it reads.
+        grid: shape of the token lattice, e.g. (14, 14); tokens are in its raster order.
+        patch_dim: P, number of values in a patch.
+        embed_dim: D, width of a token.
+        proj: Linear(P -> D).
+        pos_embed: position table (1, N, D); trained only where positions are "learned".
+    """
+
+    config_class: ClassVar[type[TokenizerConfig]]
+    grid: tuple[int, ...]
+    patch_dim: int
+
+    def __init__(self, config: TokenizerConfig, modality: str, embed_dim: int):
+        super().__init__()
+        self.config = config
+        self.modality = modality
+        self.embed_dim = embed_dim
+
+    def build(self, positions: Positions) -> None:
+        """Make the projection and the position table, once `grid` and `patch_dim` are known."""
+        self.proj = Linear(self.patch_dim, self.embed_dim)
+        nn.init.xavier_uniform_(self.proj.weight)
+        self.pos_embed = nn.Parameter(self.position_table(self.embed_dim, positions), positions == "learned")
+
+    @property
+    def num_tokens(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def positions(self) -> Tensor:
+        """The position table (1, N, D)."""
+        return self.pos_embed
+
+    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """Tokens with their positions: all of them (B, N, D), or those at the places `index` (B, n) -> (B, n, D).
+
+        Patches are gathered before they are embedded, so that masked ones cost nothing.
+        """
+        patches = self.target(x)
+        if index is None:
+            return self.embed(patches) + self.pos_embed
+        return self.embed(gather_tokens(patches, index)) + gather_tokens(self.pos_embed, index)
+
+    def target(self, x: Tensor) -> Tensor:
+        """What a masked model predicts: `patchify(prepare(x))`, (B, N, P)."""
+        return self.patchify(self.prepare(x))
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Patches (B, N, P) -> tokens (B, N, D), without positions."""
+        return self.proj(patches.to(self.proj.weight.dtype))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Raw input -> normalised lattice input, float32."""
+        raise NotImplementedError
+
+    def restore(self, prepared: Tensor) -> Tensor:
+        """Inverse of `prepare`: normalised input -> raw units."""
+        raise NotImplementedError
+
+    def patchify(self, prepared: Tensor) -> Tensor:
+        """Normalised input -> patches (B, N, P)."""
+        raise NotImplementedError
+
+    def unpatchify(self, patches: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+        """Exact inverse of `patchify`, on the lattice `grid` (default: the tokenizer's own)."""
+        raise NotImplementedError
+
+    def position_table(self, dim: int, positions: Positions) -> Tensor:
+        """A position table (1, N, dim) of this lattice: fixed, or the start of a learned one."""
+        raise NotImplementedError
+
+    def check_shape(self, x: Tensor) -> None:
+        """Raise an `MmsslError` for a wrong dtype or shape; never looks at values."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor) -> None:
+        """Raise an `MmsslError` for a wrong dtype, shape or value; looks at the values, so it waits for the device."""
+        raise NotImplementedError
+
+
+def learned_table(n: int, dim: int) -> Tensor:
+    """Start of a learned position table (1, n, dim): truncated normal with std .02."""
+    return nn.init.trunc_normal_(torch.empty(1, n, dim), std=0.02)

@@ -1,0 +1,148 @@
+"""`mmssl pretrain`: a method, data and a loop make a run folder."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmssl import paths
+from mmssl.config import read_yaml, to_dict
+from mmssl.data.loading import DataConfig, Dataset
+from mmssl.errors import MmsslError
+from mmssl.methods.base import Method, MethodConfig, create_method
+from mmssl.training import atomic
+from mmssl.training.checkpoint import RunFolder, restore_model
+from mmssl.training.distributed import Processes, seed_all
+from mmssl.training.logging import say
+from mmssl.training.loop import FitResult, LoopConfig, fit
+from mmssl.training.optim import OptimConfig
+from mmssl.training.pictures import save_pictures
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pretraining recipe."""
+
+    method: MethodConfig
+    """what is learned: the method's name and its settings"""
+    loop: LoopConfig
+    """how long, and with which batches"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """on what; `--data` on the command line sets data.source"""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """how the weights are updated"""
+
+
+def pretrain(
+    config: PretrainConfig, run: Path | None = None, overwrite: bool = False, init: str | Path | None = None
+) -> RunFolder:
+    """Run a recipe, or go on with it where the run folder holds a part of it.
+
+    Args:
+        config: the recipe.
+        run: the run folder; `runs/<method>` if not given.
+        overwrite: delete what an earlier run left in the folder.
+        init: start from these weights: whatever `mmssl.load_method` or `mmssl.load` takes.
+
+    Returns:
+        The run folder, with the encoder for users in `export/`, pictures in `figures/` and `report.html`.
+
+    Raises:
+        MmsslError: wrong settings, no data, another run in the folder, a loss that is not finite, a full disk.
+        SystemExit: the run was stopped by Ctrl-C or SIGTERM, after a checkpoint was written.
+    """
+    folder = RunFolder(run if run is not None else paths.runs_dir() / config.method.name)
+    team = Processes(config.loop.device, config.loop.precision)
+    if not team.is_main:
+        team.wait()  # for the main process to make the folder
+        _pretrain(config, folder, init, team)
+        return folder
+    with folder.lock():
+        folder.start(overwrite)
+        team.wait()
+        _pretrain(config, folder, init, team)
+    return folder
+
+
+def _pretrain(config: PretrainConfig, run: RunFolder, init: str | Path | None, team: Processes) -> None:
+    """Train, and in the main process write everything that users look at."""
+    seed_all(config.loop.seed)
+    method = create_method(config.method)
+    size = config.data.image_size or _image_size(method)
+    data = dataclasses.replace(config.data, image_size=size, target=config.data.target or "none")
+    dataset = data.open()
+    if init is not None and run.all_checkpoints():
+        say(f"{run.path} holds a checkpoint: going on from it, --init {init} is not read again.")
+    elif init is not None:
+        start_from(method, init)
+    if team.is_main:
+        _write_config(config, run)
+    result = fit(method, dataset, config.loop, config.optim, data.augmentation, run, label="pretrain")
+    if not team.is_main:
+        return
+    _tell_bad_files(dataset)
+    if result.signal:
+        say(f"stopped at step {result.steps} of {result.total} and saved; the same command goes on from there.")
+        result.leave()
+    _finish(method, data, run, result)
+
+
+def start_from(method: Method, source: str | Path) -> None:
+    """Copy weights into `method`: all of them from a whole method, the encoder's from an encoder."""
+    from mmssl.weights.load import load, load_method
+
+    try:
+        whole = load_method(source)
+    except MmsslError:
+        encoder = load(source, image_size=_image_size(method))
+        restore_model(method.encoder, encoder.state_dict(), Path(source))
+        return
+    restore_model(method, whole.state_dict(), Path(source))
+
+
+def _image_size(method: Method) -> tuple[int, int] | None:
+    sizes = [getattr(t.config, "image_size", None) for t in method.encoder.tokenizers.values()]
+    return next((size for size in sizes if size is not None), None)
+
+
+def _write_config(config: PretrainConfig, run: RunFolder) -> None:
+    """Write config.yaml; where one is there, say which settings are not what they were."""
+    now = to_dict(config)
+    if run.config.is_file() and run.all_checkpoints():
+        before = read_yaml(run.config)
+        for name, old, new in _changes(before, now):
+            say(f"{run.path}: {name} was {old} and is {new} from here on.")
+    atomic.write_text(run.config, yaml.safe_dump(now, sort_keys=False, width=120))
+    if Path(sys.argv[0]).name == "mmssl":
+        atomic.write_text(run.command, shlex.join(["mmssl", *sys.argv[1:]]) + "\n")
+
+
+def _changes(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [k for k in now if k in before]
+        return [c for k in keys for c in _changes(before[k], now[k], f"{name}.{k}".lstrip("."))]
+    return [] if before == now else [(name, before, now)]
+
+
+def _tell_bad_files(dataset: Dataset) -> None:
+    if dataset.bad.count:
+        names = ", ".join(list(dataset.bad.names)[:5])
+        say(f"{dataset.bad.count} unreadable files were left out: {names}")
+
+
+def _finish(method: Method, data: DataConfig, run: RunFolder, result: FitResult) -> None:
+    """export/, figures/, timing.json and report.html."""
+    method.cpu().eval()
+    with atomic.atomic_folder(run.export) as folder:
+        method.encoder.save_pretrained(folder)
+    save_pictures(method, data, run.figures)
+    before = json.loads(run.timing.read_text()) if run.timing.is_file() else {}
+    atomic.write_text(run.timing, json.dumps({**before, "pretrain": round(result.seconds, 2)}, indent=1) + "\n")
+    from mmssl.report.html import write_report
+
+    say(f"pretrain: {result.steps} steps in {result.seconds / 60:.1f} minutes; see {write_report(run.path)}")

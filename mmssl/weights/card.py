@@ -1,0 +1,147 @@
+"""The model card: README.md of an export, in the form that the Hugging Face hub shows."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmssl import __version__
+from mmssl.encoder import Encoder, EncoderConfig
+from mmssl.errors import MmsslError
+from mmssl.weights.files import read_json
+
+_LOAD = {
+    "mmssl": "import mmssl\n\nencoder = mmssl.load({folder!r})",
+    "timm": "import mmssl, timm\n\nencoder = mmssl.load({folder!r})\nmodel = timm.create_model('local-dir:{folder}')",
+    "transformers": (
+        "import mmssl\nfrom transformers import ViTMAEForPreTraining\n\nencoder = mmssl.load({folder!r})\n"
+        "method = mmssl.load_method({folder!r})  # with the decoder\n"
+        "model = ViTMAEForPreTraining.from_pretrained({folder!r})"
+    ),
+}
+
+
+def model_card(
+    encoder: Encoder, recipe: dict[str, Any], folder: Path, format: str, license: str, scores: Path | None = None
+) -> str:
+    """Text of the card.
+
+    Args:
+        encoder: what is exported.
+        recipe: the run's resolved config.yaml; {} where there is none.
+        folder: where the export goes, shown in the lines that load it.
+        format: "mmssl", "timm" or "transformers".
+        license: identifier of the licence, as the hub knows it.
+        scores: the run's scores.json, shown where it exists.
+    """
+    method = recipe.get("method") or {}
+    name = method.get("name", "encoder")
+    parts = [
+        _front_matter(name, format, license, encoder),
+        f"# {folder.resolve().name}\n",
+        f"An encoder of {_listed(encoder.modalities)}, pretrained with `{name}` by mmssl {__version__}.\n",
+        "## Model\n",
+        _table(_sizes(encoder.config, encoder) | {f"method: {k}": v for k, v in method.items() if v is not None}),
+        "## Data and training\n",
+        _table(_training(recipe)) if recipe else "Not recorded: no recipe stands beside the weights.\n",
+        "## Input\n",
+        _preprocessing(encoder.config, format),
+        "## How to load\n",
+        f"```python\n{_LOAD[format].format(folder=folder.as_posix())}\n{_example(encoder)}\n```\n",
+    ]
+    if scores is not None and scores.is_file():
+        parts += ["## Scores\n", _scores(scores)]
+    parts += ["## Licence\n", _licence(license)]
+    return "\n".join(parts)
+
+
+def _front_matter(name: str, format: str, license: str, encoder: Encoder) -> str:
+    library = "mmssl" if format == "mmssl" else format
+    tags = ["mmssl", name, *(m.split("/")[0] for m in encoder.modalities)]
+    front = {"library_name": library, "license": license, "tags": list(dict.fromkeys(tags))}
+    if any(m.startswith("image") for m in encoder.modalities):
+        front["pipeline_tag"] = "image-feature-extraction"
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n"
+
+
+def _sizes(config: EncoderConfig, encoder: Encoder) -> dict[str, Any]:
+    rows = {
+        "parameters": f"{sum(p.numel() for p in encoder.parameters()):,}",
+        "width, depth, heads": f"{config.dim}, {config.depth}, {config.heads}",
+        "positions": config.positions,
+        "cls token": "yes" if config.cls_token else "no",
+        "final norm": "yes" if config.final_norm else "no",
+    }
+    for modality, tokenizer in encoder.tokenizers.items():
+        rows[f"{modality}: token lattice"] = " x ".join(map(str, tokenizer.grid))
+        if hasattr(tokenizer.config, "patch_size"):
+            rows[f"{modality}: input and patch size"] = f"{tokenizer.config.image_size}, {tokenizer.config.patch_size}"
+    return rows
+
+
+def _training(recipe: dict[str, Any]) -> dict[str, Any]:
+    data, loop, optim = (recipe.get(part) or {} for part in ("data", "loop", "optim"))
+    rows = {"data": _listed(data.get("source") or ["not recorded"]), "split": data.get("split")}
+    rows |= {name: loop.get(name) for name in ("steps", "epochs", "batch_size", "precision", "seed")}
+    rows |= {"optimizer": optim.get("name"), "base learning rate (per 256)": optim.get("base_lr")}
+    rows |= {"weight decay": optim.get("weight_decay")}
+    return {name: value for name, value in rows.items() if value is not None}
+
+
+def _preprocessing(config: EncoderConfig, format: str) -> str:
+    lines = []
+    for modality, tokenizer in config.tokenizers.items():
+        if not hasattr(tokenizer, "image_size"):
+            continue
+        height, width = tokenizer.image_size
+        line = f"`{modality}`: uint8 (B, {tokenizer.channels}, {height}, {width}), or float in [0, 1]. "
+        line += "Do not normalise: " if format == "mmssl" else "Through mmssl, do not normalise: "
+        line += f"mean {tokenizer.mean} and std {tokenizer.std} are applied inside the encoder"
+        lines.append(line + (".\n" if format == "mmssl" else f"; {format} itself wants pixels normalised with them.\n"))
+    return "\n".join(lines) or "As the encoder's config.json says; normalisation happens inside.\n"
+
+
+def _example(encoder: Encoder) -> str:
+    modality = encoder.modalities[0]
+    tokenizer = encoder.tokenizers[modality]
+    lines = [f"features = encoder({{{modality!r}: x}})"]
+    if hasattr(tokenizer.config, "image_size"):
+        shape = (1, tokenizer.config.channels, *tokenizer.config.image_size)
+        lines.insert(0, f"x = torch.zeros({shape}, dtype=torch.uint8)")
+        lines.insert(0, "import torch\n")
+    lines.append(
+        f"features.tokens      # (1, {sum(t.num_tokens for t in encoder.tokenizers.values())}, {encoder.embed_dim})"
+    )
+    lines.append(f"features.pooled()    # (1, {encoder.embed_dim})")
+    return "\n".join(lines)
+
+
+def _scores(path: Path) -> str:
+    rows = read_json(path).get("rows") or []
+    if not isinstance(rows, list) or any(not isinstance(row, dict) or "value" not in row for row in rows):
+        raise MmsslError(f"{path} is not a table of scores; remove it, or run mmssl probe again.")
+    lines = ["| evaluator | target | encoder | metric | value |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = [str(row.get(key, "")) for key in ("evaluator", "target", "encoder", "metric")]
+        lines.append(f"| {' | '.join(cells)} | {row['value']:.4g} |")
+    return "\n".join(lines) + "\n"
+
+
+def _licence(license: str) -> str:
+    if license == "other":
+        return "Not said yet: write it here and in `license` above before you publish. It also hangs on the data's.\n"
+    return f"`{license}`. The data that it was trained on may set conditions of their own.\n"
+
+
+def _table(rows: dict[str, Any]) -> str:
+    lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
+
+
+def _cell(value: Any) -> str:
+    text = _listed(value) if isinstance(value, (list, tuple)) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(map(str, [values] if isinstance(values, str) else values))

@@ -1,0 +1,161 @@
+"""transformers' ViTMAE (and ViT) folders -> the authors' layout, and back.
+
+Three generations of names are read: `vit.encoder.layer.N.attention.attention.query` (transformers 4, and what 5 writes
+to disk), `vit.layers.N.attention.q_proj` (5, in memory), and the `decoder.decoder_encoder.layer.N` that 5.23 writes by
+mistake for the decoder. What is written is the first, which all versions read.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmssl.errors import MmsslError
+from mmssl.methods.mae import MAE
+from mmssl.weights.files import State, read_folder, read_json
+from mmssl.weights.layout import Facts, Published
+from mmssl.weights.official import mae_to_authors
+
+MODEL_TYPES = ("vit_mae", "vit")
+
+_PLACES = (
+    (r"^(vit\.)?embeddings\.cls_token$", "cls_token"),
+    (r"^(vit\.)?embeddings\.position_embeddings$", "pos_embed"),
+    (r"^(vit\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(vit\.)?(encoder\.layer|layers)\.(\d+)\.", r"blocks.\3."),
+    (r"^(vit\.)?layernorm\.", "norm."),
+    (r"^vit\.(pooler\.)", r"\1"),
+    (r"^decoder\.(decoder_layers|decoder_encoder\.layer)\.(\d+)\.", r"decoder_blocks.\2."),
+    (r"^decoder\.(decoder_(embed|norm|pred|pos_embed)|mask_token)", r"\1"),
+)
+_PARTS = (
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.(attention\.query|q_proj)\.", ".attn.q."),
+    (r"\.attention\.(attention\.key|k_proj)\.", ".attn.k."),
+    (r"\.attention\.(attention\.value|v_proj)\.", ".attn.v."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
+_WRITTEN = (
+    (r"^(cls_token)$", r"vit.embeddings.\1"),
+    (r"^pos_embed$", "vit.embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "vit.embeddings.patch_embeddings.projection."),
+    (r"^norm\.", "vit.layernorm."),
+    (r"^blocks\.", "vit.encoder.layer."),
+    (r"^decoder_blocks\.", "decoder.decoder_layers."),
+    (r"^(decoder_(?:embed|norm|pred|pos_embed)|mask_token)", r"decoder.\1"),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.([qkv])\.", lambda m: f".attention.attention.{ {'q': 'query', 'k': 'key', 'v': 'value'}[m[1]] }."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
+
+def is_transformers_layout(names: Any) -> bool:
+    """Whether these are names of a transformers ViT or ViTMAE, of any generation."""
+    return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names)
+
+
+def read_transformers(folder: Path, facts: Facts | None = None) -> Published:
+    """Weights and settings of a ViTMAE or ViT folder, with the layer-norm epsilon of its config.json.
+
+    (transformers' own default is 1e-12, the authors' models were trained with 1e-6: features differ by about 1e-4.)
+    `facts` given by the user, heads and so on, win over the config's where they are not None.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") not in MODEL_TYPES:
+        raise MmsslError(
+            f"{folder} holds a transformers model of type {config.get('model_type')!r}; readable are "
+            f"{' and '.join(MODEL_TYPES)}."
+        )
+    return Published(from_transformers(read_folder(folder)), str(folder), _facts(config, folder, facts))
+
+
+def from_transformers(state: State) -> State:
+    """Names of a transformers ViT or ViTMAE -> the authors', with q, k and v joined into one matrix."""
+    renamed = {_rename(_rename(name, _PLACES), _PARTS): value for name, value in state.items()}
+    joined: State = {}
+    for name, value in renamed.items():
+        if ".attn.q." in name:
+            others = [name.replace(".attn.q.", f".attn.{part}.") for part in "kv"]
+            if all(n in renamed for n in others):  # where one is missing, the qkv that is missing then is named
+                joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([value, *(renamed[n] for n in others)])
+        elif not re.search(r"\.attn\.[kv]\.", name):
+            joined[name] = value
+    return joined
+
+
+def _rename(name: str, table: tuple) -> str:
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _facts(config: dict[str, Any], folder: Path, given: Facts | None) -> Facts:
+    given = given or Facts()
+    activation = config.get("hidden_act", "gelu")
+    kinds = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+    if activation not in kinds:
+        raise MmsslError(f"{folder} uses the activation {activation!r}; readable are {', '.join(kinds)}.")
+    pictures = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
+    size = config.get("image_size", 224)
+    return Facts(
+        heads=given.heads or config.get("num_attention_heads", 12),
+        decoder_heads=given.decoder_heads or config.get("decoder_num_attention_heads", 16),
+        image_size=(size, size) if isinstance(size, int) else tuple(size),
+        mean=tuple(pictures.get("image_mean", given.mean)),
+        std=tuple(pictures.get("image_std", given.std)),
+        norm_eps=config.get("layer_norm_eps", 1e-12),
+        gelu=kinds[activation],
+        norm_pix=config.get("norm_pix_loss", False),
+        mask_ratio=config.get("mask_ratio", 0.75),
+    )
+
+
+def to_transformers(method: MAE) -> tuple[State, dict[str, Any]]:
+    """Weights and config.json of a whole MAE, as transformers' ViTMAEForPreTraining reads them.
+
+    Raises an `MmsslError` where its images or patches are not square: ViTMAE's loss asks for squares.
+    """
+    config, tokenizer = method.config, method.tokenizer.config
+    if len({*tokenizer.image_size}) > 1 or len({*tokenizer.patch_size}) > 1 or config.layer_scale is not None:
+        raise MmsslError(
+            f"transformers' ViTMAE takes square images and patches and no layer scale, but this model has images of "
+            f"{tokenizer.image_size}, patches of {tokenizer.patch_size} and layer_scale {config.layer_scale}; use "
+            "format 'mmssl' or 'timm'."
+        )
+    theirs: State = {}
+    for name, value in mae_to_authors(method).items():
+        parts = zip("qkv", value.chunk(3), strict=True) if ".attn.qkv." in name else [("qkv", value)]
+        for part, tensor in parts:
+            theirs[_rename(name.replace(".attn.qkv.", f".attn.{part}."), _WRITTEN)] = tensor.contiguous()
+    return theirs, _config_json(method)
+
+
+def _config_json(method: MAE) -> dict[str, Any]:
+    config, encoder = method.config, method.encoder.config
+    return {
+        "architectures": ["ViTMAEForPreTraining"],
+        "model_type": "vit_mae",
+        "hidden_size": encoder.dim,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.heads,
+        "intermediate_size": int(encoder.dim * encoder.mlp_ratio),
+        "hidden_act": "gelu",
+        "layer_norm_eps": encoder.norm_eps,
+        "image_size": method.tokenizer.config.image_size[0],
+        "patch_size": method.tokenizer.config.patch_size[0],
+        "num_channels": config.channels,
+        "qkv_bias": True,
+        "decoder_hidden_size": config.decoder_dim,
+        "decoder_num_hidden_layers": config.decoder_depth,
+        "decoder_num_attention_heads": config.decoder_heads,
+        "decoder_intermediate_size": 4 * config.decoder_dim,
+        "mask_ratio": config.mask_ratio,
+        "norm_pix_loss": config.norm_pix,
+    }

@@ -1,0 +1,179 @@
+"""The MAE authors' layout -> our encoder and our MAE, and back.
+
+Whether a decoder predicts normalised patches or raw pixels is not in its weights: the authors' `_full` files are the
+former, their `visualize` files the latter, and `norm_pix=` overrides what the name says.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmssl.encoder import Encoder, EncoderConfig, load_strictly
+from mmssl.errors import MmsslError
+from mmssl.methods.base import create_method
+from mmssl.methods.mae import MAE, MAEConfig
+from mmssl.nn.positions import sincos_2d
+from mmssl.tokenizers.image import ImageTokenizerConfig
+from mmssl.weights.files import State
+from mmssl.weights.layout import Published, Sizes, decoder_sizes, encoder_sizes, grid_of, require
+
+# our name of a part of the decoder -> the authors'
+_DECODER = {"embed": "decoder_embed", "norm": "decoder_norm", "pred": "decoder_pred"}
+
+
+def build_encoder(published: Published, modality: str = "image") -> Encoder:
+    """Our encoder with published weights; position tables are the file's own, bit for bit.
+
+    The final norm is there where the file has one: fine-tuned files pool first and norm after it, so that their tokens
+    are not normed. Raises an `MmsslError` for what is missing, or has no place here.
+    """
+    sizes = encoder_sizes(published)
+    encoder = Encoder(_encoder_config(published, sizes, modality))
+    load_strictly(encoder, encoder.state_dict() | _encoder_state(published, modality), published.source)
+    return encoder.eval()
+
+
+def build_mae(published: Published) -> MAE:
+    """Our MAE, decoder included, with published weights."""
+    encoder, decoder = encoder_sizes(published), decoder_sizes(published)
+    config = _mae_config(published, encoder, decoder)
+    method = create_method(config)
+    state = {f"encoder.{k}": v for k, v in _encoder_state(published, config.modality).items()}
+    state |= {f"decoder.{k}": v for k, v in _decoder_state(published).items()}
+    load_strictly(method, method.state_dict() | state, published.source)
+    return method.eval()
+
+
+def _encoder_config(published: Published, sizes: Sizes, modality: str) -> EncoderConfig:
+    facts, state = published.facts, published.state
+    grid, patch, prefix = grid_of(published)
+    size = (grid[0] * patch[0], grid[1] * patch[1])
+    channels = state["patch_embed.proj.weight"].shape[1]
+    table = state["pos_embed"][0, prefix:].float()
+    fixed = sizes.dim % 4 == 0 and torch.allclose(table, sincos_2d(sizes.dim, grid), atol=1e-4)
+    return EncoderConfig(
+        tokenizers={modality: ImageTokenizerConfig("image", size, patch, channels, facts.mean, facts.std)},
+        dim=sizes.dim,
+        depth=sizes.depth,
+        heads=sizes.heads,
+        mlp_ratio=_ratio(sizes),
+        qkv_bias=sizes.qkv_bias,
+        norm_eps=facts.norm_eps,
+        gelu=facts.gelu,
+        layer_scale=1.0 if sizes.layer_scale else None,
+        cls_token="cls_token" in state,
+        final_norm="norm.weight" in state,
+        positions="sincos" if fixed else "learned",
+    )
+
+
+def _ratio(sizes: Sizes) -> float:
+    """mlp_ratio of which the block makes exactly `hidden`: int(dim * ratio) must not fall below it by rounding."""
+    ratio = sizes.hidden / sizes.dim
+    return ratio if int(sizes.dim * ratio) == sizes.hidden else math.nextafter(ratio, math.inf)
+
+
+def _mae_config(published: Published, encoder: Sizes, decoder: Sizes) -> MAEConfig:
+    facts, source = published.facts, published.source
+    plain = all(s.hidden == 4 * s.dim and s.qkv_bias == "full" and not s.layer_scale for s in (encoder, decoder))
+    if not plain or "norm.weight" not in published.state or facts.gelu != "exact" or "cls_token" not in published.state:
+        raise MmsslError(
+            f"{source} is no MAE as published (cls token, MLP 4 times the width, q, k, v bias, exact GELU, final "
+            "norm); mmssl.load may still read its encoder."
+        )
+    shape = _encoder_config(published, encoder, "image").tokenizers["image"]
+    return MAEConfig(
+        size="custom",
+        dim=encoder.dim,
+        depth=encoder.depth,
+        heads=encoder.heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        channels=shape.channels,
+        mean=shape.mean,
+        std=shape.std,
+        mask_ratio=facts.mask_ratio,
+        norm_pix=facts.norm_pix,
+        decoder_dim=decoder.dim,
+        decoder_depth=decoder.depth,
+        decoder_heads=decoder.heads,
+        norm_eps=facts.norm_eps,
+    )
+
+
+def _encoder_state(published: Published, modality: str) -> State:
+    """Weights of the encoder under our names; the cls token's position row is added to the cls token itself."""
+    state = published.state
+    *_, prefix = grid_of(published)
+    kernel, table = state["patch_embed.proj.weight"].float(), state["pos_embed"].float()
+    bias = state.get("patch_embed.proj.bias")
+    ours = {
+        "proj.weight": kernel.permute(0, 2, 3, 1).reshape(len(kernel), -1),  # (D, C, p, q) -> (D, p * q * C)
+        "proj.bias": torch.zeros(len(kernel)) if bias is None else bias.float(),
+        "pos_embed": table[:, prefix:].contiguous(),
+    }
+    ours = {f"tokenizers.{modality}.{name}": value.contiguous() for name, value in ours.items()}
+    if "cls_token" in state:
+        cls = state["cls_token"].float()
+        ours["cls_token"] = cls + table[:, :1] if prefix else cls
+    return ours | {k: v.float() for k, v in state.items() if k.startswith(("blocks.", "norm."))}
+
+
+def _decoder_state(published: Published) -> State:
+    state = published.state
+    table = state["decoder_pos_embed"].float()
+    if table[:, :1].abs().max() > 0:
+        raise MmsslError(f"{published.source} gives the decoder's cls token a position, which MAE's does not have.")
+    ours = {"mask_token": state["mask_token"].float(), "pos_embed": table[:, 1:].contiguous()}
+    for name, theirs in _DECODER.items():
+        ours |= {f"{name}.{kind}": state[f"{theirs}.{kind}"].float() for kind in ("weight", "bias")}
+    return ours | {k.removeprefix("decoder_"): v.float() for k, v in state.items() if k.startswith("decoder_blocks.")}
+
+
+def encoder_to_authors(encoder: Encoder) -> State:
+    """Weights of an encoder of images under the authors' and timm's names.
+
+    Raises an `MmsslError` where it has other modalities, or options that the layout has no place for.
+    """
+    config = encoder.config
+    (modality, tokenizer), *others = encoder.tokenizers.items()
+    if others or not isinstance(tokenizer.config, ImageTokenizerConfig) or config.norm == "post":
+        raise MmsslError(
+            f"an encoder of {', '.join(encoder.modalities)} with {config.norm}-norm blocks cannot be written in "
+            "timm's or transformers' format, which hold pre-norm encoders of one image; use format 'mmssl'."
+        )
+    state = encoder.state_dict()
+    table, weight = state[f"tokenizers.{modality}.pos_embed"], state[f"tokenizers.{modality}.proj.weight"]
+    theirs = {
+        "pos_embed": table,
+        "patch_embed.proj.weight": _kernel(weight, tokenizer.config),
+        "patch_embed.proj.bias": state[f"tokenizers.{modality}.proj.bias"],
+    }
+    if config.cls_token:
+        theirs |= {"cls_token": state["cls_token"], "pos_embed": _with_cls_row(table)}
+    theirs |= {k: v for k, v in state.items() if k.startswith(("blocks.", "norm."))}
+    return {k: v.detach().cpu().contiguous() for k, v in theirs.items()}
+
+
+def mae_to_authors(method: MAE) -> State:
+    """Weights of a whole MAE under the authors' names (their `_full` layout)."""
+    theirs = encoder_to_authors(method.encoder)
+    state = method.decoder.state_dict()
+    require(state, ["mask_token", "pos_embed"], "the decoder")
+    theirs |= {"mask_token": state["mask_token"], "decoder_pos_embed": _with_cls_row(state["pos_embed"])}
+    for name, part in _DECODER.items():
+        theirs |= {f"{part}.{kind}": state[f"{name}.{kind}"] for kind in ("weight", "bias")}
+    theirs |= {f"decoder_{k}": v for k, v in state.items() if k.startswith("blocks.")}
+    return {k: v.detach().cpu().contiguous() for k, v in theirs.items()}
+
+
+def _kernel(weight: Tensor, config: ImageTokenizerConfig) -> Tensor:
+    """Our projection (D, p * q * C) -> a convolution's kernel (D, C, p, q)."""
+    p, q = config.patch_size
+    return weight.reshape(len(weight), p, q, config.channels).permute(0, 3, 1, 2)
+
+
+def _with_cls_row(table: Tensor) -> Tensor:
+    """A position table (1, N, D) with a row of zeros for cls in front, (1, 1 + N, D)."""
+    return torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)

@@ -1,0 +1,137 @@
+"""Small datasets in memory, and encoders whose features are known."""
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from mmssl.config import to_dict
+from mmssl.data.crops import Geometry
+from mmssl.data.dataset import Dataset
+from mmssl.data.loading import DataConfig
+from mmssl.encoder import Encoder, EncoderConfig, Features
+from mmssl.methods.base import create_method
+from mmssl.tokenizers.image import ImageTokenizerConfig
+from mmssl.training.checkpoint import RunFolder
+
+
+class InMemory(Dataset):
+    """Images (N, 3, H, W) uint8 with labels, as a dataset."""
+
+    def __init__(self, images, labels=None, task=None, groups=None, classes=None, name="memory"):
+        self.images, self.values = images, labels
+        super().__init__(name, Geometry(tuple(images.shape[2:])))
+        self.task, self.classes, self.groups = task, classes, groups
+        self.targets = () if labels is None else ("label",)
+        self.target = None if labels is None else "label"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _labels(self, target: str) -> Tensor:
+        return self.values
+
+    def fetch(self, index, keys=None, augmentation=None):
+        batch = {"image": self.images[index], "index": index.clone()}
+        return batch if self.values is None else {**batch, "label": self.values[index]}
+
+
+class Looker(nn.Module):
+    """Encoder whose tokens are the 2x2 quadrants' channel means: features that are known exactly."""
+
+    embed_dim, modalities = 3, ("image",)
+
+    def forward(self, batch, masks=None):
+        x = batch["image"].float() / 255
+        tokens = nn.functional.adaptive_avg_pool2d(x, 2).flatten(2).transpose(1, 2)  # (B, 4, 3)
+        index = torch.arange(4).expand(len(x), -1)
+        return Features(tokens, index, torch.ones_like(index, dtype=torch.bool), None, {"image": (2, 2)})
+
+
+@pytest.fixture
+def in_memory():
+    return InMemory
+
+
+@pytest.fixture
+def looker():
+    return Looker()
+
+
+@pytest.fixture
+def tiny_encoder():
+    """A real encoder, 16x16 images in patches of 4, 32 wide."""
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizerConfig(image_size=16, patch_size=4)
+    return Encoder(EncoderConfig(tokenizers={"image": tokenizer}, dim=32, depth=2, heads=2)).eval()
+
+
+def blobs(n: int, seed: int, noise: int = 30):
+    """Images of 3 classes that differ in the mean of a colour channel; labels (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    images = torch.randint(0, 100 + noise, (n, 3, 16, 16), generator=generator)
+    images[torch.arange(n), labels] += 80
+    return images.clamp(0, 255).byte(), labels
+
+
+@pytest.fixture
+def classification(in_memory):
+    """(train, test) of three easy classes, in groups of 3 samples."""
+    parts = []
+    for n, seed in ((150, 0), (60, 1)):
+        images, labels = blobs(n, seed)
+        parts.append(in_memory(images, labels, "single_label", torch.arange(n) // 3, ["r", "g", "b"]))
+    return tuple(parts)
+
+
+@pytest.fixture
+def regression(in_memory):
+    """(train, test) whose two label dimensions are linear in quadrant means; a third one is constant."""
+    parts = []
+    for n, seed in ((200, 0), (80, 1)):
+        generator = torch.Generator().manual_seed(seed)
+        quadrants = torch.randint(0, 256, (n, 3, 2, 2), generator=generator)
+        images = quadrants.repeat_interleave(8, 2).repeat_interleave(8, 3).byte()
+        q = quadrants.float().flatten(1) / 255
+        labels = torch.stack([5 * q[:, 0] - q[:, 7] + 3, 100 * q[:, 3], torch.full((n,), 7.0)], 1)
+        parts.append(in_memory(images, labels, "regression", torch.arange(n) // 10))
+    return tuple(parts)
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory):
+    """Class folders of 24 small PNG files: reddish and bluish noise."""
+    root = tmp_path_factory.mktemp("pictures")
+    for name, channel in (("blue", 2), ("red", 0)):
+        (root / name).mkdir()
+        images, _ = blobs(12, seed=channel)
+        images[:, channel] = 255 - images[:, channel] // 8
+        for i, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / name / f"{i:02d}.png")
+    return root
+
+
+def tiny_mae(norm_pix: bool = True):
+    """A MAE of 16x16 images in patches of 4, with fresh weights."""
+    torch.manual_seed(0)
+    sizes = {"dim": 32, "depth": 2, "heads": 2, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+    return create_method("mae", size="custom", image_size=16, patch_size=4, norm_pix=norm_pix, **sizes).eval()
+
+
+@pytest.fixture
+def make_mae():
+    return tiny_mae
+
+
+@pytest.fixture
+def run_folder(tmp_path, picture_folder):
+    """A run folder as pretraining leaves it: config.yaml, a checkpoint and an export."""
+    method, run = tiny_mae(), RunFolder(tmp_path / "run")
+    run.start()
+    data = to_dict(DataConfig(source=(str(picture_folder),), image_size=(16, 16)))
+    run.config.write_text(yaml.safe_dump({"method": to_dict(method.config), "data": data}))
+    run.save(1, method, {"step": 1}, keep=1)
+    method.encoder.save_pretrained(run.export)
+    return run.path
