@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from mmssl.errors import MmsslError, unknown_name
 
@@ -33,7 +35,7 @@ RECIPES = {
 }
 
 
-def list_names(kind: str = "all") -> None:
+def list_names(kind: Annotated[str, tyro.conf.Positional] = "all") -> None:
     """Print the names that can be typed.
 
     Args:
@@ -99,15 +101,11 @@ def _locate(target: str) -> Any:
 
 
 def _run_function(verb: str, rest: list[str]) -> None:
-    import tyro
-
     tyro.cli(_locate(VERBS[verb][0]), prog=f"mmssl {verb}", args=rest, config=(tyro.conf.PositionalRequiredArgs,))
 
 
 def _run_recipe(verb: str, rest: list[str]) -> None:
     """`mmssl VERB RECIPE [--data SOURCE ...] [--run FOLDER] [--overwrite] [--init WEIGHTS] [--a.b VALUE ...]`."""
-    import tyro
-
     from mmssl.config import load_config
     from mmssl.paths import find_resource
 

@@ -1,6 +1,6 @@
 """`mmssl demo`: record, pretrain, judge and report, in minutes, on real frames of robots at work.
 
-Each stage is a verb of its own (`mmssl record`, `pretrain`, `probe`, `report`) called with settings that fit the budget.
+Each stage is a verb of its own (`mmssl record`, `pretrain`, `probe`, `report`) with settings that fit the budget.
 An interrupted demo goes on where it stopped when the same command is typed again.
 """
 
@@ -12,10 +12,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmssl import paths
 from mmssl.config import load_config, to_dict
 from mmssl.errors import MmsslError
+
+if TYPE_CHECKING:
+    from mmssl.data.dataset import Dataset
+    from mmssl.training.pretrain import PretrainConfig
 
 RECIPE = "mae/pretrain_tiny_demo"
 ARMS = tuple(
@@ -55,7 +60,7 @@ class Plan:
 
     @property
     def episodes(self) -> int:
-        return max(3, min(40, round(self.budget / 15)))
+        return 8 if self.is_tiny else max(8, min(40, round(self.budget / 15)))
 
     @property
     def pretraining(self) -> float:
@@ -70,7 +75,7 @@ class Plan:
     @property
     def samples(self) -> int:
         """Samples of the training and of the held-out part that probes use, at most."""
-        return 200 if self.is_tiny else 4000
+        return 96 if self.is_tiny else 4000
 
 
 class Clock:
@@ -116,8 +121,9 @@ def demo(budget: str = "6m", run: Path | None = None, workers: int = 2, seed: in
     clock = Clock(plan.budget, ("record", "pretrain", "judge", "report"))
     if overwrite:
         _clear(run)
-    _record_stage(plan, run, clock, workers, seed)
-    _pretrain_stage(plan, run, clock, seed)
+    config = _planned(plan, run, seed)  # before any work: another run may be in the folder
+    _record_stage(plan, clock, workers, seed)
+    _pretrain_stage(plan, run, clock, config, seed)
     _judge_stage(plan, run, clock, seed)
     clock.start("report", "one page with everything")
     from mmssl.report.html import write_report
@@ -134,7 +140,7 @@ def demo(budget: str = "6m", run: Path | None = None, workers: int = 2, seed: in
 
 
 def parse_budget(text: str) -> float:
-    """Seconds of "30s", "6m", "1.5h" or a plain number of seconds; an `MmsslError` under 20 seconds or for other words."""
+    """Seconds of "30s", "6m", "1.5h" or "45" (seconds); an `MmsslError` under 20 seconds or for other words."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|sec|min)?\s*", text)
     if not found:
         raise MmsslError(f"--budget must be a time such as 30s, 6m or 1h, got {text!r}.")
@@ -149,7 +155,7 @@ def words_for(seconds: float) -> str:
 
 
 def recordings_dir(plan: Plan, seed: int) -> Path:
-    """Where the demo's recordings are kept, to be used again by the next demo with the same tasks, episodes and seed."""
+    """Where the recordings are kept, to be used again by the next demo with the same tasks, episodes and seed."""
     return paths.cache_dir() / "demo" / f"{len(plan.tasks)}-tasks-{plan.episodes}-episodes-seed-{seed}"
 
 
@@ -161,7 +167,7 @@ def _clear(run: Path) -> None:
         shutil.rmtree(run)
 
 
-def _record_stage(plan: Plan, run: Path, clock: Clock, workers: int, seed: int) -> None:
+def _record_stage(plan: Plan, clock: Clock, workers: int, seed: int) -> None:
     from mmssl.recording import record
 
     clock.start("record", f"{plan.episodes} episodes of each of {len(plan.tasks)} tasks")
@@ -171,8 +177,8 @@ def _record_stage(plan: Plan, run: Path, clock: Clock, workers: int, seed: int) 
         size=(64, 64),
         noise=0.1,
         randomize=0.5,
-        steps=80 if plan.is_tiny else 160,
-        every=2 if plan.is_tiny else 4,
+        steps=60 if plan.is_tiny else 160,
+        every=4,
         workers=workers,
         seed=seed,
         out=recordings_dir(plan, seed),
@@ -184,20 +190,25 @@ def _folders(plan: Plan, seed: int, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(recordings_dir(plan, seed) / "mmssl" / f"{task}-v0") for task in tasks if task in plan.tasks)
 
 
-def _pretrain_stage(plan: Plan, run: Path, clock: Clock, seed: int) -> None:
-    from mmssl.training.pretrain import PretrainConfig, pretrain
+def _planned(plan: Plan, run: Path, seed: int) -> "PretrainConfig":
+    """The configuration of pretraining: that of the interrupted demo, or the recipe whose steps are not yet known."""
+    from mmssl.training.pretrain import PretrainConfig
 
     config = _config(plan, seed)
     before = run / "config.yaml"
-    if before.is_file():
-        config = _continued(config, load_config(PretrainConfig, before), run)
+    return _continued(config, load_config(PretrainConfig, before), run) if before.is_file() else config
+
+
+def _pretrain_stage(plan: Plan, run: Path, clock: Clock, config: "PretrainConfig", seed: int) -> None:
+    from mmssl.training.pretrain import pretrain
+
+    if (run / "config.yaml").is_file():
         clock.start("pretrain", f"{config.loop.steps:,} steps, going on where it stopped")
     else:
         clock.start("pretrain", "measuring the speed")
         seconds = min(plan.pretraining, clock.left() - plan.judging)
-        steps = fitting_steps(config, max(seconds, 0.1 * plan.budget))
-        config = _with_steps(config, steps)
-        print(f"{steps:,} steps of {config.loop.batch_size} frames", flush=True)
+        config = fitted(config, max(seconds, 0.1 * plan.budget))
+        print(f"{config.loop.steps:,} steps of {config.loop.batch_size} frames in {config.loop.precision}", flush=True)
     pretrain(config, run)
     clock.stop()
     clock.save(run)
@@ -205,7 +216,7 @@ def _pretrain_stage(plan: Plan, run: Path, clock: Clock, seed: int) -> None:
         (run / "command.txt").write_text(f"mmssl demo --budget {plan.budget:g}s --seed {seed}\n")
 
 
-def _config(plan: Plan, seed: int):
+def _config(plan: Plan, seed: int) -> "PretrainConfig":
     """The demo's recipe on the demo's recordings; the number of steps is still the recipe's."""
     from mmssl.training.pretrain import PretrainConfig
 
@@ -217,7 +228,7 @@ def _config(plan: Plan, seed: int):
     return dataclasses.replace(config, data=data, loop=loop)
 
 
-def _with_steps(config, steps: int):
+def _with_steps(config: "PretrainConfig", steps: int) -> "PretrainConfig":
     """The recipe cut to so many steps, with a warm-up of at most a tenth of them."""
     loop = dataclasses.replace(config.loop, steps=steps, epochs=None, log_every=max(1, min(20, steps // 50)))
     warmup = min(config.optim.warmup_steps or steps, max(1, steps // 10))
@@ -225,9 +236,10 @@ def _with_steps(config, steps: int):
     return dataclasses.replace(config, loop=loop, optim=optim)
 
 
-def _continued(wanted, before, run: Path):
+def _continued(wanted: "PretrainConfig", before: "PretrainConfig", run: Path) -> "PretrainConfig":
     """The configuration of the demo that was interrupted, if it is the one that is asked for."""
-    wanted = _with_steps(wanted, before.loop.steps or 1)
+    loop = dataclasses.replace(wanted.loop, precision=before.loop.precision)
+    wanted = _with_steps(dataclasses.replace(wanted, loop=loop), before.loop.steps or 1)
     if to_dict(wanted) != to_dict(before):
         raise MmsslError(
             f"{run} holds a run with other settings (another budget, seed or version): "
@@ -236,31 +248,47 @@ def _continued(wanted, before, run: Path):
     return before
 
 
-def fitting_steps(config, seconds: float) -> int:
-    """How many steps fit into so many seconds, from a short training on the real data that is thrown away."""
+def fitted(config: "PretrainConfig", seconds: float) -> "PretrainConfig":
+    """The recipe with as many steps as fit into so many seconds, and on a CPU with the precision that is faster there.
+
+    Both come from short trainings on the real data, which are thrown away.
+    """
+    from mmssl.methods.base import create_method
+    from mmssl.training.distributed import Processes
+
+    on_cpu = Processes(config.loop.device).device.type == "cpu"
+    choices = ("fp32", "bf16") if on_cpu and config.loop.precision == "auto" else (config.loop.precision,)
+    size = create_method(config.method).encoder.tokenizers["image"].config.image_size
+    dataset = dataclasses.replace(config.data, image_size=size, target="none").open()
+    rates = {precision: _images_per_second(config, dataset, precision) for precision in choices}
+    precision = max(rates, key=rates.get)
+    steps = int(0.9 * seconds * rates[precision] / config.loop.batch_size)
+    loop = dataclasses.replace(config.loop, precision=precision)
+    return _with_steps(dataclasses.replace(config, loop=loop), max(10, steps // 10 * 10))
+
+
+def _images_per_second(config: "PretrainConfig", dataset: "Dataset", precision: str) -> float:
     from mmssl.methods.base import create_method
     from mmssl.training.loop import fit
 
-    method = create_method(config.method)
-    size = method.encoder.tokenizers["image"].config.image_size
-    dataset = dataclasses.replace(config.data, image_size=size, target="none").open()
-    trial = _with_steps(config, 12)
-    loop = dataclasses.replace(trial.loop, log_every=6, max_minutes=None)  # the last record is without the slow start
-    result = fit(method, dataset, loop, trial.optim, config.data.augmentation, quiet=True)
-    steps_per_second = result.metrics["images_per_second"] / config.loop.batch_size
-    return max(10, int(0.9 * seconds * steps_per_second) // 10 * 10)
+    trial = _with_steps(config, 10)
+    # The last record is of the second half, without the slow first steps.
+    loop = dataclasses.replace(trial.loop, log_every=5, max_minutes=None, precision=precision)
+    result = fit(create_method(config.method), dataset, loop, trial.optim, config.data.augmentation, quiet=True)
+    result.leave()  # where Ctrl-C came meanwhile
+    return result.metrics["images_per_second"]
 
 
 def _judge_stage(plan: Plan, run: Path, clock: Clock, seed: int) -> None:
     from mmssl.evaluation.probe import probe
 
     clock.start("judge", "on episodes that it never saw, beside a random encoder and raw pixels")
-    shared = {"limit": plan.samples, "seed": seed}
-    state = ("ridge:grid4",)
-    task = ("knn",) if plan.is_tiny else ("knn", "logistic")
-    probe(str(run), data=_folders(plan, seed, ARMS), target="state", evaluators=state, reconstruction=False, **shared)
-    probe(str(run), target="task", evaluators=task, **shared)
+    # Several random encoders: a win by less than their spread is none.
+    shared = {"limit": plan.samples, "seed": seed, "random_seeds": 3, "options": ("knn.k=[20]",)}
+    alone = {**shared, "reconstruction": False}
+    probe(str(run), data=_folders(plan, seed, ARMS), target="state", evaluators=("ridge:grid4",), **alone)
     if not plan.is_tiny:
-        probe(str(run), target="task", evaluators=("logistic",), labels_per_class=10, draws=3, reconstruction=False, **shared)
+        probe(str(run), target="task", evaluators=("ridge:grid4",), labels_per_class=10, draws=3, **alone)
+    probe(str(run), target="task", evaluators=("knn",), **shared)
     clock.stop()
     clock.save(run)

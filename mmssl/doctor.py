@@ -58,7 +58,7 @@ def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     system = f"{platform.system()} {platform.machine()}, {cores} cores, {memory:.0f} GB of memory"
-    return f"mmssl {__version__}, Python {platform.pythonversion()}, {system}"
+    return f"mmssl {__version__}, Python {platform.python_version()}, {system}"
 
 
 def _line(finding: Finding) -> str:

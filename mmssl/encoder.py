@@ -7,6 +7,8 @@ table of patch positions without a row for cls.
 
 import json
 import math
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -19,11 +21,11 @@ from torch import Tensor, nn
 from mmssl import __version__
 from mmssl.config import from_dict, to_dict
 from mmssl.errors import MmsslError, unknown_name
-from mmssl.masking import visible_index
+from mmssl.masking import ragged_index, visible_index
 from mmssl.nn.positions import interpolate_positions
 from mmssl.nn.transformer import Block, BlockConfig, init_weights
 from mmssl.registry import TOKENIZERS
-from mmssl.tokenizers.base import Positions, TokenizerConfig
+from mmssl.tokenizers.base import Positions, Tokenizer, TokenizerConfig
 from mmssl.tokenizers.image import ImageTokenizerConfig, as_pair
 
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -172,9 +174,11 @@ class Encoder(nn.Module):
             visible: modality -> number of visible tokens, the same in every row (a sampler's `visible(grids)`). Without
                 it the largest count is read from the masks, which waits for the device; rows with fewer are padded.
         """
-        tokens, index, valid = self._tokens(batch, masks, visible)
+        for name in masks or {}:
+            if name not in self.tokenizers:
+                raise unknown_name("modality of a mask", name, self.modalities)
+        x, index, valid = self._tokens(batch, masks, visible)
         key_mask = valid
-        x = tokens
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (B, 1 + n, D)
             key_mask = valid if valid is None else nn.functional.pad(valid, (1, 0), value=True)
@@ -193,11 +197,9 @@ class Encoder(nn.Module):
         """Tokens (B, n, D), their places (B, n), and which are real (B, n) or None where all are."""
         parts, start = [], 0
         for name, tokenizer in self.tokenizers.items():
-            x = self._input(batch, name)
-            mask = None if masks is None else masks.get(name)
-            index, valid = self._places(
-                mask, None if visible is None else visible.get(name), len(x), tokenizer, x.device
-            )
+            x = self.require(batch, name)
+            mask = (masks or {}).get(name)
+            index, valid = self._places(x, tokenizer, mask, (visible or {}).get(name))
             tokens = tokenizer(x) if mask is None else tokenizer(x, index)
             if f"present/{name}" in batch:
                 present = batch[f"present/{name}"][:, None].expand(index.shape)
@@ -212,29 +214,31 @@ class Encoder(nn.Module):
         return torch.cat([t for t, *_ in parts], dim=1), torch.cat([i for _, i, _ in parts], dim=1), valid
 
     @staticmethod
-    def _places(mask, visible, batch_size, tokenizer, device) -> tuple[Tensor, Tensor | None]:
+    def _places(
+        x: Tensor, tokenizer: Tokenizer, mask: Tensor | None, visible: int | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Places of the visible tokens (B, n), and which of them are real (None = all)."""
-        n = tokenizer.num_tokens
+        wanted = (x.shape[0], tokenizer.num_tokens)
         if mask is None:
-            return torch.arange(n, device=device).expand(batch_size, -1), None
-        if mask.dtype != torch.bool or tuple(mask.shape) != (batch_size, n):
+            return torch.arange(wanted[1], device=x.device).expand(wanted), None
+        if mask.dtype != torch.bool or tuple(mask.shape) != wanted:
             raise MmsslError(
-                f"the mask of {tokenizer.modality!r} must be bool with the shape {(batch_size, n)} (True = masked), "
+                f"the mask of {tokenizer.modality!r} must be bool with the shape {wanted} (True = masked), "
                 f"got {mask.dtype} {tuple(mask.shape)}."
             )
-        if visible is not None:
-            return visible_index(mask, visible), None
-        counts = (~mask).sum(1)
-        index = visible_index(mask, int(counts.max()))
-        return index, None if bool((counts == counts[0]).all()) else ~mask.gather(1, index)
+        return ragged_index(mask) if visible is None else (visible_index(mask, visible), None)
 
-    def _input(self, batch: dict[str, Tensor], name: str) -> Tensor:
-        if name not in batch:
+    def require(self, batch: dict[str, Tensor], modality: str) -> Tensor:
+        """The input of one modality, its dtype and shape checked; an `MmsslError` where it is missing or wrong."""
+        if not isinstance(batch, Mapping):
+            raise MmsslError(f"a batch is a dict such as {{{modality!r}: tensor}}, got {type(batch).__name__}.")
+        if modality not in batch:
             raise MmsslError(
-                f"the batch lacks the modality {name!r}: it has {sorted(batch)}, and this encoder needs "
+                f"the batch lacks the modality {modality!r}: it has {sorted(batch)}, and this encoder needs "
                 f"{list(self.modalities)}."
             )
-        return batch[name]
+        self.tokenizers[modality].check_shape(batch[modality])
+        return batch[modality]
 
     def check(self, batch: dict[str, Tensor]) -> None:
         """Raise an `MmsslError` for anything wrong with a batch: a missing modality, dtype, shape or value range.
@@ -242,7 +246,7 @@ class Encoder(nn.Module):
         It looks at the values, so it is called once on the first batch and not in every step.
         """
         for name, tokenizer in self.tokenizers.items():
-            tokenizer.check(self._input(batch, name))
+            tokenizer.check(self.require(batch, name))
 
     def resize(self, image_size: int | tuple[int, int]) -> "Encoder":
         """Take images of another size (pixels) from now on, in place: position tables are interpolated bicubically."""
@@ -285,8 +289,6 @@ class Encoder(nn.Module):
 
     def push_to_hub(self, repo: str, private: bool = False) -> str:
         """Upload `save_pretrained`'s files to a Hugging Face model repository; returns its address."""
-        import tempfile
-
         from huggingface_hub import HfApi
 
         api = HfApi()

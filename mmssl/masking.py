@@ -23,6 +23,19 @@ def visible_index(mask: Tensor, n_visible: int) -> Tensor:
     return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :n_visible]
 
 
+def ragged_index(mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Places of the visible tokens of any mask (B, N), rows of different counts included; waits for the device.
+
+    Returns:
+        index: int64 (B, n), n the largest count; rows with fewer are filled up with masked places.
+        valid: bool (B, n), False where filled up; None where all rows have the same count.
+    """
+    counts = (~mask).sum(1)
+    n = int(counts.max()) if len(counts) else 0
+    index = visible_index(mask, n)
+    return index, None if bool((counts == n).all()) else ~mask.gather(1, index)
+
+
 class MaskSampler:
     """Base of the samplers that mask the same number of tokens in every row, modality by modality.
 
@@ -50,6 +63,10 @@ class MaskSampler:
         Returns:
             modality -> bool (B, N), True = masked.
         """
+        if keys.ndim != 1 or keys.dtype != torch.int64:
+            raise MmsslError(
+                f"mask keys must be int64 (batch,), got {keys.dtype} {tuple(keys.shape)}; use sample_keys."
+            )
         masks = {}
         visible = self.visible(grids)
         for stream, (name, grid) in enumerate(grids.items()):
@@ -73,7 +90,7 @@ class RandomMask(MaskSampler):
 
 
 class BlockMask(MaskSampler):
-    """Rectangles masked one after the other until the count is reached, the last one in part (after BEiT, Bao et al. 2022).
+    """Rectangles masked one after the other until the count is reached, the last one in part (after BEiT's).
 
     Args:
         ratio: fraction of the tokens to mask, exactly.
@@ -90,6 +107,7 @@ class BlockMask(MaskSampler):
         self.area, self.aspect = area, aspect
 
     def order(self, grid: tuple[int, ...], keys: Tensor, stream: int) -> Tensor:
+        _need_image_lattice(grid)
         inside = self._rows(grid, keys, stream)[..., :, None] & self._columns(grid, keys, stream)[..., None, :]
         inside = inside.flatten(2)  # (B, R, N)
         # Tokens are masked in the order of the first rectangle that holds them, by chance within one.
@@ -107,7 +125,7 @@ class BlockMask(MaskSampler):
     def _span(self, n: int, side: Tensor, place: Tensor) -> Tensor:
         """Which of `n` lattice lines each rectangle covers, bool (B, R, n)."""
         length = (side * n).round().clamp(1, n)
-        start = (place * (n - length + 1)).floor()
+        start = (place * n - length / 2).round()  # it may hang over the border, so that corners get their share
         line = torch.arange(n, device=side.device)
         return (line >= start[..., None]) & (line < (start + length)[..., None])
 
@@ -126,6 +144,7 @@ class GridMask(MaskSampler):
     """
 
     def order(self, grid: tuple[int, ...], keys: Tensor, stream: int) -> Tensor:
+        _need_image_lattice(grid)
         stride = max(1, round((1 - self.ratio) ** -0.5))
         offset = (uniform(keys, 2, 2 * stream) * stride).long()  # (B, 2)
         rows, columns = (
@@ -133,6 +152,11 @@ class GridMask(MaskSampler):
         )
         kept = (rows[:, :, None] & columns[:, None, :]).flatten(1)  # (B, N)
         return (~kept).float() + uniform(keys, math.prod(grid), 2 * stream + 1)
+
+
+def _need_image_lattice(grid: tuple[int, ...]) -> None:
+    if len(grid) != 2:
+        raise MmsslError(f"block and grid masks need a lattice of rows and columns, got {grid}; use the random mask.")
 
 
 MASKS: dict[str, type[MaskSampler]] = {"random": RandomMask, "block": BlockMask, "grid": GridMask}

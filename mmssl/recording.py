@@ -8,6 +8,7 @@ interrupted one stopped. docs/recording.md describes what is stored.
 """
 
 import contextlib
+import errno
 import shutil
 import signal
 from collections.abc import Iterator
@@ -39,33 +40,20 @@ class Recording:
     folder: RecordingFolder
     missing: tuple[int, ...]
     """Numbers of the episodes that are not on disk yet."""
+    overwrite: bool = False
+    """Delete what is there, once all else is known to be in order."""
 
 
+# fmt: off
 def record(
-    tasks: Annotated[tuple[str, ...], tyro.conf.Positional],
-    *,
-    episodes: int = 10,
-    size: tuple[int, int] = (64, 64),
-    cameras: tuple[str, ...] = (),
-    depth: bool = False,
-    segmentation: bool = False,
-    policy: str = "auto",
-    noise: float = 0.0,
-    randomize: float = 0.0,
-    randomize_camera: float | None = None,
-    randomize_color: float | None = None,
-    randomize_light: float | None = None,
-    steps: int | None = None,
-    every: int = 1,
-    after_success: int | None = None,
-    action_repeat: int | None = None,
-    faithful: bool = False,
-    workers: int = 1,
-    seed: int = 0,
-    out: Path | None = None,
-    version: int = 0,
-    overwrite: bool = False,
-    quiet: bool = False,
+    tasks: Annotated[tuple[str, ...], tyro.conf.Positional], *,
+    episodes: int = 10, size: tuple[int, int] = (64, 64), cameras: tuple[str, ...] = (),
+    depth: bool = False, segmentation: bool = False, policy: str = "auto", noise: float = 0.0,
+    randomize: float = 0.0, randomize_camera: float | None = None, randomize_color: float | None = None,
+    randomize_light: float | None = None, steps: int | None = None, every: int = 1,
+    after_success: int | None = None, action_repeat: int | None = None, faithful: bool = False,
+    workers: int = 1, seed: int = 0, out: Path | None = None, version: int = 0,
+    overwrite: bool = False, quiet: bool = False,
 ) -> list[Path]:
     """Record episodes of simulated robots as Minari datasets.
 
@@ -98,18 +86,19 @@ def record(
         The folders of the datasets, one a task.
     """
     _check(episodes=episodes, height=size[0], width=size[1], every=every, workers=workers, steps=steps,
-           action_repeat=action_repeat)  # fmt: skip
+           action_repeat=action_repeat)
     if not 0 <= noise <= 10:
         raise MmsslError(f"--noise must be from 0 to 10 (a share of half the action range), got {noise}.")
     find_policy(policy)
     look = RandomizeConfig(randomize, randomize_camera, randomize_color, randomize_light)
     config = RolloutConfig(tuple(size), tuple(cameras), depth, segmentation, policy, noise, look, every, after_success,
-                           faithful, seed)  # fmt: skip
+                           faithful, seed)
     chosen = [_adjusted(task, steps, action_repeat) for task in expand_tasks(tasks)]
     plans = [_plan(task, config, out or datasets_dir(), episodes, version, overwrite) for task in chosen]
     say = (lambda *_: None) if quiet else print
     _run(plans, episodes, workers, version, say, quiet)
     return [plan.folder.path for plan in plans]
+# fmt: on
 
 
 def _check(**counts: int | None) -> None:
@@ -130,9 +119,7 @@ def _plan(task: Task, config: RolloutConfig, root: Path, episodes: int, version:
     elif config.after_success < 0:
         config = replace(config, after_success=None)
     folder = RecordingFolder(Path(root).expanduser() / dataset_id(task, version))
-    if overwrite and folder.path.exists():
-        shutil.rmtree(folder.path)
-    before, now = folder.recipe(), recipe(task, config)
+    before, now = None if overwrite else folder.recipe(), recipe(task, config)
     if before is not None and before != now:
         differing = [k for k in now if before.get(k) != now[k]]
         raise MmsslError(
@@ -140,7 +127,7 @@ def _plan(task: Task, config: RolloutConfig, root: Path, episodes: int, version:
             f"with those, choose another --version or --out, or delete it with --overwrite."
         )
     done = folder.finished() if before is not None else set()
-    return Recording(task, config, folder, tuple(i for i in range(episodes) if i not in done))
+    return Recording(task, config, folder, tuple(i for i in range(episodes) if i not in done), overwrite)
 
 
 def _difference(before: dict, now: dict, keys: list[str]) -> str:
@@ -167,29 +154,40 @@ def _run(plans: list[Recording], episodes: int, workers: int, version: int, say:
         say(f"Recording {total} episodes of {len(jobs)} tasks: {size.sentence()}, below {root.parents[2]}.")
         check_disk(size, root)
         for plan in todo:
+            if plan.overwrite and plan.folder.path.exists():
+                shutil.rmtree(plan.folder.path)
             plan.folder.begin(recipe(plan.task, plan.config))
     progress = Progress(sum(len(j.episodes) for j in jobs), quiet)
     try:
         with _sigterm_as_interrupt():
             run_jobs(jobs, workers, progress)
+        for plan in plans:
+            plan.folder.gather()  # what an earlier, killed command had finished
+            plan.folder.close()
     except KeyboardInterrupt:
         progress.close()
         say(f"Stopped: {kept + progress.episodes} finished episodes are kept; the same command goes on from there.")
         raise
     except OSError as error:
-        if error.errno != 28 and "No space left" not in str(error):  # ENOSPC
+        if error.errno != errno.ENOSPC and "No space left" not in str(error):  # HDF5 has only the words
             raise
         raise MmsslError(
             f"no space left on the disk of {plans[0].folder.path}; finished episodes are kept: make room, and the same "
             f"command goes on from there."
         ) from None
-    progress.close()
+    finally:
+        progress.close()
+        for plan in plans:
+            plan.folder.release()
+    _sum_up(plans, version, progress, say)
+
+
+def _sum_up(plans: list[Recording], version: int, progress: Progress, say: Any) -> None:
     for plan in plans:
-        plan.folder.close()
         data = plan.folder.data / "main_data.hdf5"
-        say(f"{dataset_id(plan.task, version)}: {plan.folder.gathered()} episodes, {human_size(data.stat().st_size)}")
-    if plans:
-        say(progress.summary())
+        name = dataset_id(plan.task, version)
+        say(f"{name}: {plan.folder.gathered()} episodes, {human_size(data.stat().st_size)}")
+    say(progress.summary())
 
 
 @contextlib.contextmanager

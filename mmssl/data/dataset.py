@@ -186,6 +186,26 @@ class Dataset:
                 self.bad.add(here, self.sample_name(here), f"{type(error).__name__}: {error}")
         raise MmsslError(self.bad.sentence())
 
+    def readable_places(self, index: Tensor) -> Tensor:
+        """`index` with every place that is known to be unreadable moved on to the next readable one."""
+        bad = self._known_bad()
+        if bad is None:
+            return index
+        if bool(bad.all()):
+            raise MmsslError(self.bad.sentence())
+        good = index.clone()
+        while bool(bad[good].any()):
+            good = torch.where(bad[good], (good + 1) % len(self), good)
+        return good
+
+    def _known_bad(self) -> Tensor | None:
+        """bool (N,): known to be unreadable; None where no sample is."""
+        if not self.bad.places:
+            return None
+        bad = torch.zeros(len(self), dtype=torch.bool)
+        bad[list(self.bad.places)] = True
+        return bad
+
     def collate(self, rows: list[dict], index: Tensor) -> dict[str, Tensor]:
         """Stack samples of numpy arrays into a batch and put index and label beside them."""
         batch = {}
@@ -251,7 +271,7 @@ class Subset(Dataset):
         self, index: Tensor, keys: Tensor | None = None, augmentation: Augmentation | None = None
     ) -> dict[str, Tensor]:
         """As `Dataset.fetch`; a replaced sample is found inside the subset."""
-        good = self._readable(index)
+        good = self.readable_places(index)
         batch = self.parent.fetch(self.places[good], keys, augmentation)
         replaced = batch["index"] != self.places[good]
         if bool(replaced.any()):  # the parent met a bad file just now: look again, inside the subset
@@ -259,14 +279,6 @@ class Subset(Dataset):
         batch["index"] = good
         return batch
 
-    def _readable(self, index: Tensor) -> Tensor:
-        """`index` with every place that is known to be unreadable moved on to the next one of the subset."""
-        if not self.bad.places:
-            return index
-        bad = torch.tensor([int(p) in self.bad.places for p in self.places])
-        if bool(bad.all()):
-            raise MmsslError(self.bad.sentence())
-        good = index.clone()
-        while bool(bad[good].any()):
-            good = torch.where(bad[good], (good + 1) % len(self), good)
-        return good
+    def _known_bad(self) -> Tensor | None:
+        bad = self.parent._known_bad()
+        return None if bad is None else bad[self.places]

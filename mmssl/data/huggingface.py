@@ -60,7 +60,7 @@ class HuggingFaceImages(Dataset):
         return len(self._rows)
 
     def sample_name(self, place: int) -> str:
-        path = self._pictures[place][self.column].get("path")
+        path = (self._pictures[place][self.column] or {}).get("path")
         return f"{self._folder} row {place}" + (f" ({path})" if path else "")
 
     def read(self, place: int) -> dict:

@@ -8,9 +8,11 @@ Where the folder is not split, every fifth file of each class, in the order of t
 """
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -30,6 +32,24 @@ SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testi
 _TEST_NAMES = ("val", "valid", "validation", "test", "testing")
 
 
+class PathList(Sequence):
+    """Paths packed into one buffer: a list of a million strings is copied into every worker as soon as it is read."""
+
+    def __init__(self, paths: list[str]):
+        encoded = [os.fsencode(path) for path in paths]
+        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, place: int) -> str:
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        place %= len(self)
+        return os.fsdecode(self._bytes[self._ends[place] : self._ends[place + 1]].tobytes())
+
+
 class ImageFiles(Dataset):
     """Image files with an optional class each.
 
@@ -42,7 +62,7 @@ class ImageFiles(Dataset):
     def __init__(
         self, name: str, files: list[str], labels: list[int] | None, classes: list[str] | None, config: "DataConfig"
     ):
-        self.files = files
+        self.files = PathList(files)
         fraction = 0.875 if config.crop_fraction is None else config.crop_fraction
         super().__init__(name, Geometry(config.image_size, fraction), config.max_bad)
         self._class_ids = None if labels is None else torch.tensor(labels, dtype=torch.int64)
@@ -78,6 +98,10 @@ def open_image_folder(folders: list[Path], config: "DataConfig", card: "DatasetC
         return ImageFiles(name, files, None, None, config)
     classes = list(card.classes) if card and card.classes else _class_names(folders)
     number = {class_name: k for k, class_name in enumerate(classes)}
+    if extra := sorted({class_name for found in listed for _, class_name in found} - set(classes)):
+        raise MmsslError(
+            f"card {name!r} lists the classes {', '.join(classes)}, but its folder also has {', '.join(extra)}."
+        )
     labels = [number[class_name] for found in listed for _, class_name in found]
     return ImageFiles(name, files, labels, classes, config)
 
@@ -133,12 +157,11 @@ def _images_below(root: Path) -> list[tuple[str, str | None]]:
     return inside or [(file, None) for file in flat]
 
 
-def _walk(folder: str) -> list[str]:
-    found = []
+def _walk(folder: str) -> Iterator[str]:
+    """Image files below a folder, in the order of their names."""
     for directory, names, files in os.walk(folder, followlinks=True):
         names[:] = sorted(name for name in names if not name.startswith("."))
-        found.extend(os.path.join(directory, file) for file in sorted(files) if _is_image(file))
-    return found
+        yield from (os.path.join(directory, file) for file in sorted(files) if _is_image(file))
 
 
 def _is_image(name: str) -> bool:
@@ -171,7 +194,6 @@ def _class_names(folders: list[Path]) -> list[str]:
     names = set()
     for folder in folders:
         for root in split_folders(folder).values() or [folder]:
-            names.update(
-                e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".") and _walk(e.path)
-            )
+            here = [e for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")]
+            names.update(e.name for e in here if next(_walk(e.path), None))
     return sorted(names)

@@ -105,13 +105,21 @@ class Loader:
         work = self.plan(epoch, start)
         answers = map(_Reader(self.dataset, self.augmentation), work) if not self.workers else self._from_workers(work)
         for batch, bad, failure in answers:
+            self._take_note(bad, failure)
+            if self.pin_memory and not self.workers:
+                batch = {key: value.pin_memory() for key, value in batch.items()}
+            yield batch
+
+    def _take_note(self, bad: list[tuple[int, str, str]], failure: str | None) -> None:
+        """Count what a worker could not read; where it is too much, or the worker failed, end the workers and raise."""
+        try:
             for place, name, reason in bad:
                 self.dataset.bad.add(place, name, reason)
             if failure is not None:
                 raise MmsslError(failure)
-            if self.pin_memory and not self.workers:
-                batch = {key: value.pin_memory() for key, value in batch.items()}
-            yield batch
+        except MmsslError:
+            self.close()
+            raise
 
     def _from_workers(self, work: list[tuple[Tensor, Tensor]]) -> Iterator[tuple]:
         self._work[:] = work  # the pool's sampler is this very list
@@ -130,13 +138,21 @@ class Loader:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
+            self.close()
             raise MmsslError(
                 f"a data worker ended by itself, most likely for want of memory; use fewer workers. ({error})"
             ) from None
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes.
+
+        They are asked to end here and not left to the garbage collector, which may close their queues before they hear
+        of it; torch then waits five seconds for each.
+        """
+        iterator = getattr(self._pool, "_iterator", None)
         self._pool = None
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
 class _Reader:

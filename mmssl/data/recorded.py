@@ -51,7 +51,7 @@ class RecordedFrames(Dataset):
 
     def __init__(self, name: str, files: list[RecordingFile], config: "DataConfig"):
         self.files, self.config = files, config
-        self.cameras, self.camera = self._choose_camera(config.camera)
+        self.cameras, self.camera, self._camera_of = self._choose_camera(config.camera)
         self._index(config)
         fraction = 1.0 if config.crop_fraction is None else config.crop_fraction
         super().__init__(name, Geometry(config.image_size or self._frame_size(), fraction), config.max_bad)
@@ -67,22 +67,31 @@ class RecordedFrames(Dataset):
     def sample_name(self, place: int) -> str:
         return f"{self.files[self._file[place]].path} episode {self._episode[place]} frame {self._time[place]}"
 
-    def _choose_camera(self, wanted: str | None) -> tuple[list[str], str]:
-        cameras = [c for c in self.files[0].cameras if all(c in f.cameras for f in self.files)]
-        if not cameras:
-            listed = "; ".join(f"{f.task}: {', '.join(f.cameras) or 'no camera at all'}" for f in self.files)
-            raise MmsslError(f"these recordings share no camera ({listed}); record them with the same --cameras.")
-        if wanted is not None and wanted not in cameras:
-            raise unknown_name("camera", wanted, cameras)
+    def _choose_camera(self, wanted: str | None) -> tuple[list[str], str | None, list[str]]:
+        """Cameras that every recording has, the one that is read, and its name in each recording.
+
+        Where none is asked for and none is shared (recordings of several suites), each recording gives its first one.
+        """
+        shared = [c for c in self.files[0].cameras if all(c in f.cameras for f in self.files)]
+        blind = [f.task for f in self.files if not f.cameras]
+        if blind:
+            raise MmsslError(f"the recording of {', '.join(blind)} has no camera at all; record it with pictures.")
+        if wanted is not None and wanted not in shared:
+            if shared:
+                raise unknown_name("camera", wanted, shared)
+            listed = "; ".join(f"{f.task}: {', '.join(f.cameras)}" for f in self.files)
+            raise MmsslError(f"these recordings share no camera, so not all have {wanted!r} ({listed}); leave it out.")
+        camera = wanted or (shared[0] if shared else None)
+        names = [camera or file.cameras[0] for file in self.files]
         for extra in self.config.extras:
-            for file in self.files:
-                if (wanted or cameras[0]) not in file.planes[extra]:
+            for file, name in zip(self.files, names, strict=True):
+                if name not in file.planes[extra]:
                     raise MmsslError(f"the recording of {file.task} has no {extra}; record it with --{extra}.")
-        return cameras, wanted or cameras[0]
+        return shared, camera, names
 
     def _frame_size(self) -> tuple[int, int] | None:
         """(H, W) of all frames; an `MmsslError` where the recordings differ."""
-        sizes = {file.task: file.frame_size(self.camera) for file in self.files}
+        sizes = {f.task: f.frame_size(camera) for f, camera in zip(self.files, self._camera_of, strict=True)}
         if len(set(sizes.values())) > 1:
             raise MmsslError(f"these recordings have frames of different sizes ({sizes}); give image_size.")
         return next(iter(sizes.values()))
@@ -102,19 +111,20 @@ class RecordedFrames(Dataset):
 
     def read(self, place: int) -> dict:
         file, episode, time = self.files[self._file[place]], int(self._episode[place]), int(self._time[place])
-        raw = {"image": file.frame(episode, f"rgb/{self.camera}", time)}
+        camera = self._camera_of[self._file[place]]
+        raw = {"image": file.frame(episode, f"rgb/{camera}", time)}
         if raw["image"].ndim == 1:  # JPEG bytes, as Minari itself writes pictures
             raw["image"] = open_picture(raw["image"].tobytes())
         for extra in self.config.extras:
-            raw[extra] = file.frame(episode, f"{extra}/{self.camera}", time)
+            raw[extra] = file.frame(episode, f"{extra}/{camera}", time)
         return raw
 
     def _load(self) -> dict[str, Tensor]:
         """All frames as tensors (N, H, W, ...), read an episode at a time."""
-        keys = {"image": f"rgb/{self.camera}", **{extra: f"{extra}/{self.camera}" for extra in self.config.extras}}
+        planes = {"image": "rgb", **{extra: extra for extra in self.config.extras}}
         memory = {}
-        for key, path in keys.items():
-            shape, dtype = self.files[0].shape(path)
+        for key, plane in planes.items():
+            shape, dtype = self.files[0].shape(f"{plane}/{self._camera_of[0]}")
             if len(shape) < 2:
                 raise MmsslError(f"{self.files[0].path} stores JPEG frames; use cache: none.")
             check_memory(len(self) * int(np.prod(shape)) * dtype.itemsize, f"the {len(self)} frames of {self.name!r}")
@@ -123,19 +133,25 @@ class RecordedFrames(Dataset):
         while start < len(self):
             file, episode = self.files[self._file[start]], int(self._episode[start])
             stop = start + int((self._group == self._group[start]).sum())
-            for key, path in keys.items():
-                memory[key][start:stop] = torch.from_numpy(self._episode_frames(file, episode, path, memory[key].shape))
+            camera = self._camera_of[self._file[start]]
+            for key, plane in planes.items():
+                self._load_episode(memory[key], start, stop, file, episode, f"{plane}/{camera}")
             start = stop
         return memory
 
-    def _episode_frames(self, file: RecordingFile, episode: int, path: str, shape: tuple) -> np.ndarray:
+    def _load_episode(self, out: Tensor, start: int, stop: int, file: RecordingFile, episode: int, path: str) -> None:
+        """Read the frames of places start..stop into `out`; where the episode is damaged, those that can be read."""
+        shape, _ = file.shape(path)
+        if shape != out.shape[1:]:
+            raise MmsslError(f"{file.path} has frames of {shape[:2]}, the first recording {tuple(out.shape[1:3])}.")
         try:
-            frames = file.column(episode, path)
-        except UNREADABLE as error:
-            raise MmsslError(f"episode {episode} of {file.path} cannot be read ({error}); record it again.") from None
-        if frames.shape[1:] != shape[1:]:
-            raise MmsslError(f"{file.path} has frames of {frames.shape[1:3]}, the first recording {tuple(shape[1:3])}.")
-        return frames
+            out[start:stop] = torch.from_numpy(file.column(episode, path))
+        except UNREADABLE:
+            for place in range(start, stop):
+                try:
+                    out[place] = torch.from_numpy(file.frame(episode, path, place - start))
+                except UNREADABLE as error:
+                    self.bad.add(place, self.sample_name(place), f"{type(error).__name__}: {error}")
 
     def fetch(
         self, index: Tensor, keys: Tensor | None = None, augmentation: Augmentation | None = None
@@ -144,6 +160,7 @@ class RecordedFrames(Dataset):
         if self._memory is None:
             return super().fetch(index, keys, augmentation)
         draws = self.geometry.draws(keys, augmentation)
+        index = self.readable_places(index)
         frames = {key: values[index] for key, values in self._memory.items()}  # (B, H, W, ...)
         if draws is None and self.geometry.keeps(frames["image"].shape[1:3]):
             batch = {key: stack_planes(values, key) for key, values in frames.items()}

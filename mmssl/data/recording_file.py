@@ -88,7 +88,8 @@ class RecordingFile:
     def _open(self):
         """This process's own handle; a handle must not cross a fork."""
         if self._pid != os.getpid():
-            self._handle = _h5py().File(self.path, "r")
+            # Frames are visited in random order: a chunk cache would keep up to a megabyte an episode for nothing.
+            self._handle = _h5py().File(self.path, "r", rdcc_nbytes=0)
             self._known: dict = {}
             self._pid = os.getpid()
         return self._handle

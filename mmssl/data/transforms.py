@@ -2,7 +2,7 @@
 
 The random crop happens in the worker (`crops.py`); flips, colour and erasing happen here, on uint8 batches, with
 parameters drawn from each sample's own key. Two copies of a picture in one batch therefore come out different, and the
-same keys give the same batch on any device.
+same keys give the same draws on any device.
 """
 
 import math
@@ -132,14 +132,16 @@ def colour(clip: Tensor, keys: Tensor, a: Augmentation) -> Tensor:
     factors = [1 + on * (2 * draws[:, k] - 1) * s for k, s in enumerate((a.brightness, a.contrast, a.saturation))]
     brightness, contrast, saturation = (f.view(-1, 1, 1, 1, 1) for f in factors)
     x = clip.float() / 255.0
-    x = (x * brightness).clamp(0, 1)
-    # The mean is taken over the whole clip, so that all its frames share one change.
-    x = (x * contrast + luma(x).mean(dim=(1, 2, 3, 4), keepdim=True) * (1 - contrast)).clamp(0, 1)
-    x = (x * saturation + luma(x) * (1 - saturation)).clamp(0, 1)
+    if a.brightness:
+        x = (x * brightness).clamp(0, 1)
+    if a.contrast:  # the mean is taken over the whole clip, so that all its frames share one change
+        x = (x * contrast + luma(x).mean(dim=(1, 2, 3, 4), keepdim=True) * (1 - contrast)).clamp(0, 1)
+    if a.saturation:
+        x = (x * saturation + luma(x) * (1 - saturation)).clamp(0, 1)
     if a.hue:
         x = shift_hue(x, (on * (2 * draws[:, 3] - 1) * a.hue).view(-1, 1, 1, 1))
-    grey = (draws[:, 5] < a.grayscale).view(-1, 1, 1, 1, 1)
-    x = torch.where(grey, luma(x).expand_as(x), x)
+    if a.grayscale:
+        x = torch.where((draws[:, 5] < a.grayscale).view(-1, 1, 1, 1, 1), luma(x).expand_as(x), x)
     return (x * 255.0 + 0.5).to(torch.uint8)
 
 

@@ -115,7 +115,7 @@ def _together(jobs: list[Job], workers: int, progress: Callable[[dict], None]) -
         for _ in range(min(workers, len(chunks))):
             ours, theirs = multiprocessing.get_context("spawn").Pipe()
             process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs,), daemon=True)
-            with _environment(LP_NUM_THREADS="1", OMP_NUM_THREADS="1"):  # the workers themselves use the cores
+            with _environment(LP_NUM_THREADS="0", OMP_NUM_THREADS="1"):  # the workers themselves use the cores
                 process.start()
             theirs.close()
             crew[ours] = process
@@ -138,8 +138,8 @@ def _serve(connection: Any, crew: dict, chunks: deque, jobs: list[Job], left: li
         process = crew.pop(connection)
         process.join(10)
         raise MmsslError(
-            f"a recording process ended unexpectedly (exit code {process.exitcode}; -9 means killed, mostly for want "
-            f"of memory); finished episodes are kept, and the same command, perhaps with fewer --workers, goes on."
+            f"a recording process ended unexpectedly, exit code {process.exitcode} (-9: killed, mostly for want of "
+            f"memory; 1: its own message stands above); finished episodes are kept, and the same command goes on."
         ) from None
     if kind == "episode":
         place, result = content

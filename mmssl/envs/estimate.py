@@ -31,11 +31,11 @@ class DiskEstimate:
 
 
 def human_size(size: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
+    for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" or size >= 10 else f"{size:.1f} {unit}"
         size /= 1000
-    return f"{size:.1f} GB"
+    return f"{size:.1f} TB"
 
 
 def bytes_per_observation(recorder: Recorder) -> float:

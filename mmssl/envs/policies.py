@@ -85,6 +85,10 @@ class NoisyAction:
     def __call__(self, action: np.ndarray) -> np.ndarray:
         """The action (A,) with noise, clipped to the action space."""
         action = np.asarray(action, np.float64)
+        if action.shape != self.low.shape or not np.isfinite(action).all():
+            raise MmsslError(
+                f"the policy gave the action {action.tolist()}; this task wants {self.low.size} finite numbers."
+            )
         if self.scale:
             action = action + self.scale * (self.high - self.low) / 2 * self.rng.standard_normal(action.shape)
         return np.clip(action, self.low, self.high).astype(np.float32)

@@ -74,11 +74,10 @@ class VisualRandomizer:
         for name, base in self._base.items():
             self._arrays[name][...] = base
         self._base = {}
+        self._refresh()
 
     def apply(self, seed: np.random.SeedSequence) -> dict[str, Any]:
         """Draw a look from `seed`. Returns what was drawn for the cameras and lights, for the metadata."""
-        import mujoco
-
         self.restore()
         self._base = {k: np.array(v) for k, v in self._arrays.items()}
         streams = dict(zip(RANGES, seed.spawn(len(RANGES)), strict=True))
@@ -89,8 +88,14 @@ class VisualRandomizer:
             self._recolour(np.random.default_rng(streams["color"]))
         if self.config.of("light"):
             drawn["light"] = self._relight(np.random.default_rng(streams["light"]))
-        mujoco.mj_camlight(self.model, self.renderer.data)  # the lights' world directions come from the model's
+        self._refresh()
         return drawn
+
+    def _refresh(self) -> None:
+        """The lights' directions in the world, computed from the model's."""
+        import mujoco
+
+        mujoco.mj_camlight(self.model, self.renderer.data)
 
     def _move_cameras(self, rng: np.random.Generator) -> dict[str, list[float]]:
         wide = {k: v * self.config.of("camera") for k, v in RANGES["camera"].items()}

@@ -4,7 +4,9 @@ Shadows, reflections and multisampling cost 4 to 50 times the rest of a small pi
 off unless `faithful` is asked for. A process has one OpenGL context, made when first needed and shared by all worlds.
 """
 
+import atexit
 import contextlib
+import importlib
 import os
 import sys
 from dataclasses import dataclass
@@ -31,8 +33,6 @@ def opengl_context() -> Any:
         backend = os.environ.get("MUJOCO_GL", "").lower()
         try:
             if backend in ("egl", "osmesa"):
-                import importlib
-
                 context = importlib.import_module(f"mujoco.{backend}").GLContext(64, 64)
             else:
                 import mujoco
@@ -42,8 +42,19 @@ def opengl_context() -> Any:
             reason = f"MUJOCO_GL={backend or 'unset'}: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
             raise MmsslError(_BACKEND_HELP.format(error=reason)) from None
         _CONTEXT[os.getpid()] = context
+        atexit.register(_free_context, os.getpid())  # before the backend's own end, which would make it fail
     _CONTEXT[os.getpid()].make_current()
     return _CONTEXT[os.getpid()]
+
+
+def _free_context(process: int) -> None:
+    context = _CONTEXT.pop(process, None)
+    if context is None or process != os.getpid():
+        return
+    try:
+        context.free()
+    except Exception:  # dm_control, imported later, has closed the display already; there is nothing left to free
+        context._context = None
 
 
 def camera_names(model: Any, extra: dict[str, Camera] | None = None) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from mmssl.envs.make import SimEnvironment, make_sim
 from mmssl.envs.policies import NoisyAction, find_policy
 from mmssl.envs.randomize import RandomizeConfig, VisualRandomizer
+from mmssl.envs.rendering import opengl_context
 from mmssl.envs.storage import EpisodeWriter
 from mmssl.envs.suites import Task
 from mmssl.envs.wrappers import open_renderer
@@ -43,6 +44,7 @@ class Recorder:
 
     def __init__(self, task: Task, config: RolloutConfig):
         self.task, self.config = task, config
+        opengl_context()  # first: without a backend the simulators fail at their import, in words of their own
         self.env: SimEnvironment = make_sim(task)
         self.renderer = open_renderer(
             self.env, config.cameras, config.size, config.depth, config.segmentation, config.faithful

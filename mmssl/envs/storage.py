@@ -95,6 +95,10 @@ class RecordingFolder:
 
     def __init__(self, path: Path):
         self.path, self.data, self.parts = path, path / "data", path / ".episodes"
+        self._lock_file: Any = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_lock_file": None}  # the lock is the parent's
 
     def part(self, episode: int) -> Path:
         return self.parts / f"episode_{episode:06d}.hdf5"
@@ -108,10 +112,35 @@ class RecordingFolder:
         return None
 
     def begin(self, recipe: dict) -> None:
-        self.parts.mkdir(parents=True, exist_ok=True)
-        for stale in self.parts.glob("*.tmp"):
+        """Open the working folder; an `MmsslError` where another process is recording into it."""
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MmsslError(f"{self.path} cannot be made ({error.strerror}); choose another --out.") from None
+        self._lock()
+        for stale in (*self.parts.glob("*.tmp"), *self.data.glob("*.tmp")):
             stale.unlink(missing_ok=True)
         write_json(self.parts / "recipe.json", recipe)
+
+    def _lock(self) -> None:
+        """Held until `release`, or until this process ends in whatever way."""
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system
+            return
+        self._lock_file = open(self.parts / "lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MmsslError(
+                f"another process is recording into {self.path}; wait for it or use another --out."
+            ) from None
+
+    def release(self) -> None:
+        """Let others record into this folder."""
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
 
     def gathered(self) -> int:
         """Number of episodes in the dataset itself."""
@@ -134,6 +163,8 @@ class RecordingFolder:
         """
         import h5py
 
+        if not self.parts.is_dir():
+            return self.gathered()
         have, finished = self.gathered(), self.finished()
         total = next(i for i in range(len(finished) + 1) if i not in finished)
         if total > have:
@@ -146,14 +177,23 @@ class RecordingFolder:
                 for i in range(have, total):
                     with h5py.File(self.part(i), "r") as part:
                         _copy(part, new, [("episode", f"episode_{i}")])
-                steps = sum(int(new[f"episode_{i}"].attrs["total_steps"]) for i in range(total))
             _settle(temporary, self.data / MAIN)
-            size = round((self.data / MAIN).stat().st_size / 1e6, 1)
-            counts = {"total_episodes": total, "total_steps": steps, "dataset_size": size}
-            write_json(self.data / METADATA, {**read_json(self.parts / METADATA), **counts})
+        if total:
+            self._write_metadata(total)
         for i in range(total):
             self.part(i).unlink(missing_ok=True)
         return total
+
+    def _write_metadata(self, total: int) -> None:
+        """Counts as the data file has them, even where an interruption came between the two files."""
+        import h5py
+
+        known, own = self.data / METADATA, self.parts / METADATA
+        content = read_json(own if own.is_file() else known)
+        with h5py.File(self.data / MAIN, "r") as file:
+            steps = sum(int(file[f"episode_{i}"].attrs["total_steps"]) for i in range(total))
+        size = round((self.data / MAIN).stat().st_size / 1e6, 1)
+        write_json(known, {**content, "total_episodes": total, "total_steps": steps, "dataset_size": size})
 
     def close(self) -> None:
         """Remove the working folder if nothing waits in it."""

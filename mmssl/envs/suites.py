@@ -129,7 +129,7 @@ def expand_tasks(patterns: tuple[str, ...]) -> list[Task]:
         if suite and any(c in name for c in "*?["):
             matched = fnmatch.filter(list_tasks(suite), pattern)
             if not matched:
-                raise MmsslError(f"no task of the suite {suite!r} matches {name!r}; `mmssl list tasks` shows them all.")
+                raise unknown_name(f"pattern of tasks of the suite {suite!r}", name, load_suite(suite).tasks)
             names.update(dict.fromkeys(matched))
         else:
             names[pattern] = None

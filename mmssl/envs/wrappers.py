@@ -7,7 +7,7 @@ import numpy as np
 
 from mmssl.envs.make import SimEnvironment, make_sim
 from mmssl.envs.randomize import RandomizeConfig, VisualRandomizer
-from mmssl.envs.rendering import Renderer, camera_names
+from mmssl.envs.rendering import Renderer, camera_names, opengl_context
 
 
 def open_renderer(env: SimEnvironment, cameras: tuple[str, ...], size: tuple[int, int], *options: bool) -> Renderer:
@@ -86,7 +86,8 @@ def make_env(
 
     Raises an `MmsslError` for an unknown suite, task or camera, with the list, and where nothing can render.
     """
-    env = make_sim(task)
     if cameras is None:
-        return env
+        return make_sim(task)
+    opengl_context()  # first: without a backend the simulators fail at their import, in words of their own
+    env = make_sim(task)
     return CameraObservation(env, tuple(cameras), tuple(size), depth, segmentation, randomize, faithful)

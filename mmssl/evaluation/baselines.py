@@ -35,6 +35,7 @@ class PixelEncoder(nn.Module):
     def __init__(self, modality: str = "image", patch_size: int = 8, max_side: int = 64):
         super().__init__()
         self.modality, self.patch_size, self.max_side = modality, patch_size, max_side
+        self.register_buffer("place", torch.empty(0), persistent=False)  # says on which device it works
 
     def forward(self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None) -> Features:
         """{modality: (B, C, H, W) uint8 or float in [0, 1]} -> Features with tokens (B, N, p * p * C)."""

@@ -156,7 +156,7 @@ class Splits:
     """A training and a held-out dataset with the same labels, and the features already extracted from them.
 
     Raises:
-        MmsslError: no labels, labels that differ in kind or classes, or a group (episode) that is on both sides.
+        MmsslError: no labels, no samples, or labels that differ in kind, classes or length.
     """
 
     def __init__(self, train: Any, test: Any):

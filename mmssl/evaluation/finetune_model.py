@@ -16,7 +16,7 @@ from mmssl.data.mixing import Mix
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import Splits, device_of, labels_of
-from mmssl.evaluation.fitting import TargetScaler
+from mmssl.evaluation.fitting import TargetScaler, linear_probe_head
 from mmssl.nn.heads import LinearHead
 
 
@@ -25,10 +25,12 @@ class HeadConfig:
     """What is put on the encoder, and what keeps it from learning by heart."""
 
     pooling: Literal["mean", "cls"] = "mean"
+    freeze: bool = False
+    """linear probe: the encoder stays as it is, and the head is a batch norm without affine and a linear layer"""
     drop_path: float = 0.1
     """drop path of the last block; it grows linearly from 0 at the first"""
-    std: float = 2e-5
-    """of the head's first weights; regression heads, which have no softmax to saturate, do as well with it"""
+    std: float | None = None
+    """of the head's first weights; null for MAE's 2e-5, and .01 where the encoder is frozen"""
     train_positions: bool = True
     """let the position tables learn too"""
     mixup: float = 0.0
@@ -62,15 +64,24 @@ class FinetuneModel(nn.Module):
     def __init__(self, encoder: Encoder, task: str, outputs: int, labels: Tensor, config: HeadConfig):
         super().__init__()
         self.task, self.config = task, config
-        mean = config.pooling == "mean"
-        self.encoder = _adapt(encoder, config, final_norm=not mean and encoder.config.final_norm)
-        self.head = LinearHead(encoder.embed_dim, outputs, std=config.std, norm=mean)
+        own_norm = config.pooling == "mean" and not config.freeze
+        self.encoder = _adapt(encoder, config, final_norm=encoder.config.final_norm and not own_norm)
+        self.head = _head(encoder.embed_dim, outputs, task, config)
         mixes = config.mixup > 0 or config.cutmix > 0
         self.scaler = TargetScaler(task, labels, 0.0 if mixes else config.label_smoothing)
 
     def output(self, batch: dict[str, Tensor]) -> Tensor:
         """Raw head outputs (B, K)."""
-        return self.head(self.encoder(batch).pooled(self.config.pooling))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
+            pooled = self.encoder(batch).pooled(self.config.pooling)
+        return self.head(pooled)
+
+    def train(self, mode: bool = True) -> "FinetuneModel":
+        """As `nn.Module.train`; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.config.freeze:
+            self.encoder.eval()
+        return self
 
     def forward(
         self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None, keys: Tensor | None = None
@@ -97,16 +108,21 @@ class FinetuneModel(nn.Module):
 
 
 def _adapt(encoder: Encoder, config: HeadConfig, final_norm: bool) -> Encoder:
-    """A trainable copy with drop path, its final norm gone if the head brings its own."""
-    changed = dataclasses.replace(encoder.config, drop_path=config.drop_path, final_norm=final_norm)
-    fresh = type(encoder)(changed)
+    """A copy with drop path, trainable or frozen, its final norm gone if the head brings its own."""
+    drop_path = 0.0 if config.freeze else config.drop_path
+    fresh = type(encoder)(dataclasses.replace(encoder.config, drop_path=drop_path, final_norm=final_norm))
     state = {k: v.detach().cpu() for k, v in encoder.state_dict().items() if final_norm or not k.startswith("norm.")}
     fresh.load_state_dict(state)
-    fresh.requires_grad_(True)
     for name, parameter in fresh.named_parameters():
-        if name.endswith("pos_embed"):
-            parameter.requires_grad_(config.train_positions)
+        trained = config.train_positions if name.endswith("pos_embed") else True
+        parameter.requires_grad_(trained and not config.freeze)
     return fresh
+
+
+def _head(dim: int, outputs: int, task: str, config: HeadConfig) -> nn.Module:
+    if not config.freeze:
+        return LinearHead(dim, outputs, std=config.std or 2e-5, norm=config.pooling == "mean")
+    return linear_probe_head(dim, outputs, task, config.std or 0.01)
 
 
 def build_model(encoder: Encoder, train: Any, config: HeadConfig, seed: int) -> FinetuneModel:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.evaluation.features import FeatureSet
+from mmssl.nn.heads import BatchNormLinearHead
 from mmssl.training.optim import Schedule
 
 
@@ -38,6 +39,16 @@ class TargetScaler(nn.Module):
     def restore(self, output: Tensor) -> Tensor:
         """Outputs (B, K) in the labels' own units."""
         return output * self.std + self.mean if self.task == "regression" else output
+
+
+def linear_probe_head(dim: int, outputs: int, task: str, std: float = 0.01) -> BatchNormLinearHead:
+    """MAE's linear probe, for LARS. For regression its bias stays 0, where it belongs: all is centred.
+
+    LARS does not adapt the rate of a bias, and the recipe's rate, made for bounded gradients, would blow it up.
+    """
+    head = BatchNormLinearHead(dim, outputs, std=std)
+    head.fc.bias.requires_grad_(task != "regression")
+    return head
 
 
 def fit_head(

@@ -3,7 +3,8 @@
 The published recipe is 90 epochs of batch 16384 with learning rate .1 * batch / 256, ten of them to warm up, no weight
 decay. LARS moves a weight by at most a thousandth of its own length times the rate in a step, so a small dataset, with
 few steps an epoch, would stay where it started: below 100,000 training samples 2,000 steps at the recipe's rate of 6.4
-are used instead, unless the fields say otherwise. Features are extracted once, without augmentation.
+are used instead, unless the fields say otherwise. Features are extracted once, without augmentation; the recipe with
+random crops is a fine-tuning recipe with `head.freeze` (`configs/mae/linear_*`).
 """
 
 import dataclasses
@@ -12,9 +13,8 @@ from torch import nn
 
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, over_draws
-from mmssl.evaluation.fitting import fit_head
+from mmssl.evaluation.fitting import fit_head, linear_probe_head
 from mmssl.evaluation.metrics import score
-from mmssl.nn.heads import BatchNormLinearHead
 from mmssl.registry import register_evaluator
 from mmssl.training.lars import LARS
 from mmssl.training.optim import Schedule
@@ -64,7 +64,7 @@ def linear(encoder: nn.Module, data: Splits, config: LinearConfig = LinearConfig
     def judge(train: FeatureSet, seed: int) -> dict[str, float]:
         steps, batch, lr = config.budget(len(train))
         predict = fit_head(
-            lambda: build(train.features.shape[1], data),
+            lambda: linear_probe_head(train.features.shape[1], data.classes, data.task),
             lambda head: LARS(head.parameters(), lr=lr, momentum=config.momentum, trust=config.trust),
             Schedule(lr, 0.0, config.warmup),
             train,
@@ -77,13 +77,3 @@ def linear(encoder: nn.Module, data: Splits, config: LinearConfig = LinearConfig
         return score(data.task, predict(test.features), test.labels)
 
     return over_draws(train, data.task, config, judge)
-
-
-def build(width: int, data: Splits) -> BatchNormLinearHead:
-    """The probe's head. For regression its bias stays 0, where it belongs: features and targets are both centred.
-
-    LARS does not adapt the rate of a bias, and the recipe's rate, made for bounded gradients, would blow it up.
-    """
-    head = BatchNormLinearHead(width, data.classes)
-    head.fc.bias.requires_grad_(data.task != "regression")
-    return head

@@ -3,7 +3,9 @@
 import dataclasses
 import typing
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 from torch import nn
@@ -66,27 +68,18 @@ def probe(
         device: auto, cpu, cuda or mps.
         quiet: no progress and no table.
     """
-    shared = {"labels_per_class": labels_per_class, "labels": labels, "draws": draws, "seed": seed}
-    shared |= {"pooling": pooling, "batch_size": batch_size, "workers": workers}
+    few = {"labels_per_class": labels_per_class, "labels": labels, "draws": draws, "seed": seed}
+    shared = {**few, "pooling": pooling, "batch_size": batch_size, "workers": workers}
     questions = [parse_question(name, shared, options) for name in evaluators]
-    if random_seeds < 1:
-        raise MmsslError(f"random_seeds must be at least 1, got {random_seeds}.")
     encoder = load_encoder(weights, device)
     splits = open_splits(weights, data, image_size_of(encoder), target, camera, limit)
-    target = splits.train.target or "label"
     run = Path(weights) if (Path(weights) / "config.yaml").is_file() else None
-
-    def keep(rows: Sequence[Score]) -> None:  # after every evaluator, so that an interruption loses little
-        if run is not None:
-            write_scores(run, rows)
-
-    rows = judge(encoder, splits, questions, target, random_seeds=random_seeds, pixels=pixels, quiet=quiet, keep=keep)
-    if not quiet:
-        print(table(rows))
+    keep = partial(write_scores, run) if run is not None else None
+    rows = judge(encoder, splits, questions, random_seeds=random_seeds, pixels=pixels, quiet=quiet, keep=keep)
     if run is not None and reconstruction:
         found = reconstruct_and_draw(run, encoder, splits, device)
-        if found is not None and not quiet:
-            print(reconstruction_table(found))
+        if not quiet:
+            print(found if isinstance(found, str) else reconstruction_table(found))
     return rows
 
 
@@ -140,20 +133,22 @@ def judge(
     encoder: nn.Module,
     splits: Splits,
     questions: Sequence[Question],
-    target: str,
     *,
     random_seeds: int = 1,
     pixels: bool = True,
     quiet: bool = False,
-    keep: Callable[[Sequence[Score]], None] = lambda rows: None,
+    keep: Callable[[Sequence[Score]], Any] | None = None,
 ) -> list[Score]:
     """Put every question to the encoder, to random encoders of its shape, and to the raw pixels.
 
     Args:
-        target: name of what is predicted, for the table.
         random_seeds: number of random encoders; their mean and spread make one score.
-        keep: called with the scores of each question as soon as they are there.
+        quiet: show no progress and print no table.
+        keep: called with the scores of each question as soon as they are there, so that an interruption loses little.
     """
+    if random_seeds < 1:
+        raise MmsslError(f"random_seeds must be at least 1, got {random_seeds}.")
+    target = splits.train.target or "label"
     contestants = {"pretrained": [encoder], "random": [random_like(encoder, seed) for seed in range(random_seeds)]}
     if pixels:
         contestants["pixels"] = [PixelEncoder(splits.train.modality).to(device_of(encoder))]
@@ -168,21 +163,24 @@ def judge(
                 joined = mean_and_spread([{k: v for k, v in f.items() if "/" not in k} for f in found])
                 answers += to_scores(question.label, target, name, found[0] if len(found) == 1 else joined)
             bar.update()
-        keep(answers)
+        if keep is not None:
+            keep(answers)
         rows += answers
     bar.close()
+    if not quiet:
+        print(table(rows))
     return rows
 
 
-def reconstruct_and_draw(run: Path, encoder: nn.Module, splits: Splits, device: str = "auto") -> Reconstruction | None:
-    """Save what the report draws; judge the reconstructions if the run's method makes any (None if not)."""
+def reconstruct_and_draw(run: Path, encoder: nn.Module, splits: Splits, device: str = "auto") -> Reconstruction | str:
+    """Save what the report draws, and judge the reconstructions; a sentence says why where there are none."""
     pictures = feature_pictures(encoder, random_like(encoder), splits.test)
     save_arrays(run, "features", pictures)
     try:
         method = load_method(run).to(choose_device(device)).eval()
         found = judge_reconstruction(method, splits.train, splits.test)
-    except MmsslError:  # an encoder without its method, or a method that reconstructs nothing
-        return None
+    except MmsslError as error:  # a fine-tuned run, or a method that reconstructs nothing
+        return f"no reconstructions to judge: {error}"
     save_arrays(run, "reconstruction", found.pictures)
     write_scores(run, [], found.mse, found.explained)
     return found

@@ -169,7 +169,7 @@ def _recentre(model: Tensor, interpolated: Tensor, data: _Filled, tokenizer: nn.
 
     The mean is over all values of a patch as the norm-pix target has it, in the space of the tokenizer's pixels.
     """
-    mean, std = tokenizer.mean.double().cpu(), tokenizer.std.double().cpu()
+    mean, std = tokenizer.mean.cpu().double(), tokenizer.std.cpu().double()
     patches, wanted = (tokenizer.patchify((x - mean) / std) for x in (model, interpolated))  # (B, N, P)
     patches = patches - patches.mean(-1, keepdim=True) + wanted.mean(-1, keepdim=True)
     return paste(data.images, (tokenizer.unpatchify(patches) * std + mean).clamp(0, 1), data.visible)
@@ -192,7 +192,7 @@ def _explained(
 
 def _normalised(filled: Tensor, data: _Filled, tokenizer: nn.Module, of_model: bool) -> tuple[Tensor, Tensor]:
     """Guess and target (M, P) of the masked patches in norm-pix space, where a norm-pix model predicts anyway."""
-    mean, std = tokenizer.mean.double().cpu(), tokenizer.std.double().cpu()
+    mean, std = tokenizer.mean.cpu().double(), tokenizer.std.cpu().double()
     answer = norm_pix_target(tokenizer.patchify((data.images - mean) / std)).double()
     if of_model and data.normalised is not None:
         guess = data.normalised

@@ -55,6 +55,7 @@ def fit_predict(
     train: FeatureSet, test: Tensor, data: Splits, config: RidgeConfig, seed: int, device: torch.device
 ) -> Tensor:
     """Prediction (M, K) for the features `test` (M, D), with penalties chosen inside the training part."""
+    device = torch.device("cpu") if device.type == "mps" else device  # which has no double precision
     values = targets(data.task, train.labels, data.classes).to(device)
     x, test = train.features.to(device), test.to(device)
     chosen = choose_alpha(train, x, values, data.task, config, seed)

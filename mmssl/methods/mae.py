@@ -1,21 +1,20 @@
 """MAE: masked autoencoders (He et al. 2022, arXiv 2111.06377), as the authors' PyTorch code has it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmssl.encoder import SIZES, Encoder, EncoderConfig
-from mmssl.errors import MmsslError
+from mmssl.errors import MmsslError, unknown_name
 from mmssl.losses import masked_mse, norm_pix_target
-from mmssl.masking import MASKS, visible_index
+from mmssl.masking import MASKS, ragged_index, visible_index
 from mmssl.methods.base import Method, MethodConfig, default_keys
 from mmssl.nn.decoders import MaskedDecoder
-from mmssl.nn.gather import gather_tokens
 from mmssl.nn.transformer import BlockConfig
 from mmssl.registry import register_method
-from mmssl.tokenizers.image import IMAGENET_MEAN, IMAGENET_STD, ImageTokenizerConfig
+from mmssl.tokenizers.image import IMAGENET_MEAN, IMAGENET_STD, ImageTokenizer, ImageTokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,17 @@ class MAEConfig(MethodConfig):
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        if self.size != "custom" and self.size not in SIZES:
+            raise unknown_name("size", self.size, (*SIZES, "custom"))
+        if self.mask not in MASKS:
+            raise unknown_name("mask", self.mask, MASKS)
         if not 0 < self.mask_ratio < 1:
             raise MmsslError(f"mask_ratio must lie strictly between 0 and 1, got {self.mask_ratio}.")
         missing = [n for n in ("dim", "depth", "heads") if getattr(self, n) is None]
         if self.size == "custom" and missing:
             raise MmsslError(f"size 'custom' needs dim, depth and heads; {', '.join(missing)} not given.")
+        if self.modality != "image" and not self.modality.startswith("image/"):
+            raise MmsslError(f"MAE learns from 'image' or 'image/<camera>', not from {self.modality!r}.")
         if self.decoder_depth < 1:
             raise MmsslError(f"decoder_depth must be at least 1, got {self.decoder_depth}.")
         if self.decoder_dim % 4:
@@ -67,13 +72,15 @@ class MAEConfig(MethodConfig):
 
     def encoder_config(self) -> EncoderConfig:
         """The encoder that these settings describe."""
-        dim, depth, heads = SIZES.get(self.size, (0, 0, 0))
+        named = SIZES.get(self.size, (None, None, None))
+        given = (self.dim, self.depth, self.heads)
+        dim, depth, heads = (b if a is None else a for a, b in zip(given, named, strict=True))
         tokenizer = ImageTokenizerConfig("image", self.image_size, self.patch_size, self.channels, self.mean, self.std)
         return EncoderConfig(
             tokenizers={self.modality: tokenizer},
-            dim=self.dim or dim,
-            depth=self.depth or depth,
-            heads=self.heads or heads,
+            dim=dim,
+            depth=depth,
+            heads=heads,
             drop_path=self.drop_path,
             layer_scale=self.layer_scale,
             norm_eps=self.norm_eps,
@@ -108,35 +115,39 @@ class MAE(Method):
             )
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> ImageTokenizer:
         return self.encoder.tokenizers[self.config.modality]
 
     def forward(
         self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None, keys: Tensor | None = None
     ) -> dict[str, Any]:
-        prediction, masked, valid, _ = self._predict(batch, masks, keys)
-        target = gather_tokens(self.tokenizer.target(batch[self.config.modality]), masked)  # (B, m, P)
+        prediction = self._predict(batch, masks, keys)
+        target = self.tokenizer.target(batch[self.config.modality], prediction.index)  # (B, m, P)
         if self.config.norm_pix:
             target = norm_pix_target(target)
-        return {"loss": masked_mse(prediction, target, valid)}
+        return {"loss": masked_mse(prediction.patches, target, prediction.valid)}
 
-    def _predict(self, batch, masks, keys) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Predictions (B, m, P), their places (B, m), which of them count (B, m) or None, and the mask (B, N)."""
-        modality, n = self.config.modality, self.tokenizer.num_tokens
+    def _predict(self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None, keys: Tensor | None) -> "Prediction":
+        modality, grids = self.config.modality, self.encoder.grids
+        self.encoder.require(batch, modality)
         if masks is None:
-            self.encoder._input(batch, modality)
-            keys = default_keys(batch, [modality]) if keys is None else keys
-            visible = self.sampler.visible(self.encoder.grids)
-            mask = self.sampler(self.encoder.grids, keys)[modality]
-            features = self.encoder(batch, {modality: mask}, visible)
-            masked, valid, key_mask = visible_index(~mask, n - visible[modality]), None, None
+            masks = self.sampler(grids, default_keys(batch, [modality]) if keys is None else keys)
+            visible = self.sampler.visible(grids)
+            features = self.encoder(batch, masks, visible)
+            index = visible_index(~masks[modality], self.tokenizer.num_tokens - visible[modality])
+            valid = key_mask = None
         else:
-            mask = masks[modality]
-            features = self.encoder(batch, {modality: mask})
-            masked = visible_index(~mask, int(mask.sum(1).max()))
-            valid = mask.gather(1, masked)
-            key_mask = torch.cat([features.valid[:, :1] | True, features.valid, valid], dim=1)
-        return self.decoder(features.tokens, features.index, masked, features.cls, key_mask), masked, valid, mask
+            features = self.encoder(batch, masks)
+            index, valid = ragged_index(~self._explicit(masks))
+            cls = torch.ones_like(features.valid[:, :1])
+            key_mask = None if valid is None else torch.cat([cls, features.valid, valid], dim=1)
+        patches = self.decoder(features.tokens, features.index, index, features.cls, key_mask)
+        return Prediction(patches, index, valid, masks[modality])
+
+    def _explicit(self, masks: dict[str, Tensor]) -> Tensor:
+        if self.config.modality not in masks:
+            raise MmsslError(f"masks must hold {self.config.modality!r}, got {sorted(masks)}.")
+        return masks[self.config.modality]
 
     @torch.no_grad()
     def reconstruct(
@@ -153,30 +164,48 @@ class MAE(Method):
         authors' demo does, which leaks the answer: label it so wherever it is shown. A raw-pixel model needs neither.
 
         Returns:
-            mask: bool (B, N), True = masked. prediction: (B, C, H, W) float32 in [0, 1], visible patches from the input.
-            target: the input, (B, C, H, W) float32 in [0, 1]. prediction_patches, target_patches: (B, N, P) in the space
-            of the loss (zeros in the former where visible).
+            mask: bool (B, N), True = masked.
+            prediction: (B, C, H, W) float32 in [0, 1]; visible patches are those of the input.
+            target: the input as (B, C, H, W) float32 in [0, 1].
+            prediction_patches: (B, N, P) in the space of the loss, zeros where visible.
+            target_patches: (B, N, P) in the space of the loss.
         """
-        tokenizer = self.tokenizer
-        predicted, masked, valid, mask = self._predict(batch, masks, keys)
+        if patch_stats not in ("visible", "true"):
+            raise unknown_name("patch_stats", patch_stats, ("visible", "true"))
+        tokenizer, norm_pix = self.tokenizer, self.config.norm_pix
+        prediction = self._predict(batch, masks, keys)
+        masked = prediction.mask[..., None]  # (B, N, 1)
         patches = tokenizer.target(batch[self.config.modality])  # (B, N, P)
-        predicted = torch.zeros_like(patches).scatter(1, masked[..., None].expand_as(predicted), predicted.float())
-        predicted = predicted.masked_fill(~mask[..., None], 0)
+        place = prediction.index[..., None].expand_as(prediction.patches)
+        predicted = torch.zeros_like(patches).scatter(1, place, prediction.patches.float()) * masked
         pixels = predicted
-        if self.config.norm_pix:
+        if norm_pix:
             var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
             stats = torch.cat([mean, (var + 1e-6).sqrt()], dim=-1)  # (B, N, 2)
-            if patch_stats != "true":
-                stats = fill_in(stats, mask, tokenizer.grid)
+            if patch_stats == "visible":
+                stats = fill_in(stats, prediction.mask, tokenizer.grid)
             pixels = predicted * stats[..., 1:] + stats[..., :1]
-        pixels = torch.where(mask[..., None], pixels, patches)
+        pixels = torch.where(masked, pixels, patches)
         return {
-            "mask": mask,
+            "mask": prediction.mask,
             "prediction": tokenizer.restore(tokenizer.unpatchify(pixels)).clamp(0, 1),
             "target": tokenizer.restore(tokenizer.unpatchify(patches)).clamp(0, 1),
             "prediction_patches": predicted,
-            "target_patches": norm_pix_target(patches) if self.config.norm_pix else patches,
+            "target_patches": norm_pix_target(patches) if norm_pix else patches,
         }
+
+
+class Prediction(NamedTuple):
+    """What the decoder says about the masked patches."""
+
+    patches: Tensor
+    """(B, m, P)."""
+    index: Tensor
+    """Their places, int64 (B, m)."""
+    valid: Tensor | None
+    """bool (B, m), False where a row has fewer masked patches; None = all count."""
+    mask: Tensor
+    """bool (B, N), True = masked."""
 
 
 def fill_in(values: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,8 +1,8 @@
 """A linear layer whose float32 products on a CPU go through oneDNN.
 
-torch computes them with MKL, which on AMD processors leaves half of the AVX-512 units idle: measured on a Zen 5 core, 96
-GFLOP/s against oneDNN's 210, for all three products of a training step. torch itself reaches oneDNN in bfloat16 only.
-Everywhere else, and under `torch.compile`, this is `nn.Linear`.
+torch computes them with MKL, which on AMD processors leaves half of the AVX-512 units idle: measured on a Zen 5 core,
+96 GFLOP/s against oneDNN's 210, for all three products of a training step. torch itself reaches oneDNN in bfloat16
+only. Everywhere else, and under `torch.compile`, this is `nn.Linear`.
 """
 
 import torch

@@ -114,6 +114,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "png": _data_uri,
         "number": words.number,
+        "metric": words.metric,
         "duration": words.duration,
         "score": lambda s: words.score(s.value, s.spread) if isinstance(s, Score) else "–",
         "encoder": lambda name: ENCODER_NAMES.get(name, name),
@@ -136,7 +137,7 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
         if "pretrained" in probe.scores:
             others = [f"{ENCODER_NAMES.get(n, n)} {words.number(s.value)}" for n, s in probe.scores.items()][1:3]
             value = words.number(probe.scores["pretrained"].value)
-            tiles.append((f"{probe.name}, {probe.metric}", value, " · ".join(others)))
+            tiles.append((f"{probe.name}, {words.metric(probe.metric)}", value, " · ".join(others)))
     steps, losses = run.series("loss")
     if steps:
         tiles.append(
@@ -151,7 +152,7 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
 
 
 def _fillings(run: RunFiles) -> list[tuple[str, str, list[tuple[str, float, float, bool]]]]:
-    """Charts of how well masked patches were filled in: title, note, bars of (name, value, percent, own), best first."""
+    """Charts of how well masked patches were filled in: title, note, bars (name, value, percent, own), best first."""
     charts = []
     if run.reconstruction:
         charts.append(
@@ -178,8 +179,12 @@ def _triples(run: RunFiles, most: int = 8) -> list[list[tuple[str, np.ndarray]]]
     pictures = run.pictures.get("reconstruction", {})
     if not {"original", "masked", "reconstructed"} <= set(pictures):
         return []
-    count = min(most, len(pictures["original"]))
-    return [[(key, images[i]) for key, images in pictures.items()] for i in range(count)]
+    return [[(key, images[i]) for key, images in pictures.items()] for i in _spread(len(pictures["original"]), most)]
+
+
+def _spread(total: int, most: int) -> list[int]:
+    """At most `most` places of `total`, evenly spread."""
+    return np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(int)).tolist()
 
 
 def _feature_pictures(run: RunFiles, most: int = 6) -> list[list[tuple[str, np.ndarray]]]:
@@ -189,8 +194,7 @@ def _feature_pictures(run: RunFiles, most: int = 6) -> list[list[tuple[str, np.n
     columns = {"frame": pictures["image"], "pretrained": pca_colours(pictures["tokens"])}
     if "random" in pictures:
         columns["random"] = pca_colours(pictures["random"])
-    count = min(most, len(pictures["image"]))
-    return [[(name, images[i]) for name, images in columns.items()] for i in range(count)]
+    return [[(name, images[i]) for name, images in columns.items()] for i in _spread(len(pictures["image"]), most)]
 
 
 def _bars(probe: Probe) -> list[dict[str, Any]]:

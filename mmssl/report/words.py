@@ -32,6 +32,11 @@ def number(value: float) -> str:
     return f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.2e}"
 
 
+def metric(name: str) -> str:
+    """A metric as people write it."""
+    return name.replace("r2", "R²").replace("map", "mAP").replace("_", " ")
+
+
 def score(value: float, spread: float | None) -> str:
     """A value with its spread to as many decimals as the value has."""
     shown = number(value)
@@ -85,7 +90,8 @@ def headline(run: RunFiles) -> Headline:
         return Headline(
             "As good as the best interpolation, no better", f"{start} only matches {than} {numbers}.", "even"
         )
-    title = f"Not there yet: {percent}% more error than interpolation"
+    more = f"{percent}% more error than" if ratio < 2 else f"{ratio:.1f} times the error of"
+    title = f"Not there yet: {more} the best interpolation"
     return Headline(title, f"{start} is worse than {than} {numbers}. It needs more steps.", "bad")
 
 
@@ -114,7 +120,7 @@ def verdict(probe: Probe) -> Verdict | None:
         f"{relation} {REFERENCE_WORDS[over]} ({score(probe.scores[over].value, probe.scores[over].spread)})"
         for over, relation in relations.items()
     ]
-    text = f"{probe.name}: the pretrained features ({probe.metric} {own}) are {' and '.join(parts)}."
+    text = f"{probe.name}: the pretrained features ({metric(probe.metric)} {own}) are {' and '.join(parts)}."
     first = relations.get("random") or next(iter(relations.values()))
     worst = "below" in relations.values()
     tone = {"above": "even" if worst else "good", "below": "bad"}.get(first, "even")
@@ -137,13 +143,16 @@ def probe_summary(probes: list[Probe]) -> Verdict | None:
     advice = "Features take longer to learn than reconstruction does: run a longer recipe."
     wins, losses = relations.count("above"), relations.count("below")
     asked = f"{len(relations)} frozen-feature probes" if len(relations) > 1 else "frozen-feature probe"
+    behind = sum(p.margin("pixels") is not None and _relation(p, "pixels") == "below" for p in probes)
+    pixels = f"; it is below raw pixels in {behind}" if behind else ""
     if wins == len(relations):
         every = "all" if len(relations) > 1 else "the"
-        return Verdict(f"The pretrained encoder beats a random one in {every} {asked}.", "good")
+        text = f"The pretrained encoder beats a random one in {every} {asked}{pixels}."
+        return Verdict(text, "even", advice) if behind else Verdict(text, "good")
     if wins:
         rest = [f"{word} in {n}" for word, n in (("level", relations.count("level with")), ("below", losses)) if n]
-        text = f"The pretrained encoder beats a random one in {wins} of {asked} and is {' and '.join(rest)}."
-        return Verdict(text, "even")
+        start = f"The pretrained encoder beats a random one in {wins} of {asked}"
+        return Verdict(f"{start} and is {' and '.join(rest)} of them{pixels}.", "even")
     if losses == 0:
         return Verdict("In frozen-feature probes the pretrained encoder is level with a random one.", "even", advice)
     which = f"none of the {asked}" if len(relations) > 1 else "no frozen-feature probe"

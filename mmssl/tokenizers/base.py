@@ -73,14 +73,13 @@ class Tokenizer(nn.Module):
 
         Patches are gathered before they are embedded, so that masked ones cost nothing.
         """
-        patches = self.target(x)
-        if index is None:
-            return self.embed(patches) + self.pos_embed
-        return self.embed(gather_tokens(patches, index)) + gather_tokens(self.pos_embed, index)
+        positions = self.pos_embed if index is None else gather_tokens(self.pos_embed, index)
+        return self.embed(self.target(x, index)) + positions
 
-    def target(self, x: Tensor) -> Tensor:
-        """What a masked model predicts: `patchify(prepare(x))`, (B, N, P)."""
-        return self.patchify(self.prepare(x))
+    def target(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """What a masked model predicts: `patchify(prepare(x))`, (B, N, P), or its rows at `index` (B, n)."""
+        patches = self.patchify(self.prepare(x))
+        return patches if index is None else gather_tokens(patches, index)
 
     def embed(self, patches: Tensor) -> Tensor:
         """Patches (B, N, P) -> tokens (B, N, D), without positions."""

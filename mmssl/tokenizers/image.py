@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import MmsslError
+from mmssl.nn.gather import gather_tokens
 from mmssl.nn.positions import sincos_2d
 from mmssl.registry import register_tokenizer
 from mmssl.tokenizers.base import Positions, Tokenizer, TokenizerConfig, learned_table
@@ -79,8 +80,21 @@ class ImageTokenizer(Tokenizer):
     def prepare(self, x: Tensor) -> Tensor:
         """(B, C, H, W), uint8 or float in [0, 1] -> float32, normalised with the mean and std."""
         self.check_shape(x)
-        pixels = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-        return (pixels - self.mean) / self.std
+        return self._normalise(x, self.mean, self.std)
+
+    def target(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """As the base class says; patches are gathered as they travel (uint8), and only those are normalised."""
+        if index is None:
+            return super().target(x)
+        self.check_shape(x)
+        p, q = self.config.patch_size
+        mean, std = (s.flatten().repeat(p * q) for s in (self.mean, self.std))  # (P,), channel fastest
+        return self._normalise(gather_tokens(self.patchify(x), index), mean, std)
+
+    @staticmethod
+    def _normalise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        unit = 255 if x.dtype == torch.uint8 else 1
+        return (x.float() - mean * unit) / (std * unit)
 
     def restore(self, prepared: Tensor) -> Tensor:
         """Normalised (B, C, H, W) -> pixels in [0, 1] (where the values are those of an image)."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmssl.errors import MmsslError
 from mmssl.training import atomic
-from mmssl.training.lock import folder_lock
+from mmssl.training.lock import folder_lock, is_main_process
 
 _OURS = ["config.yaml", "command.txt", "metrics.jsonl", "tensorboard", "checkpoints", "export", "figures"]
 _OURS += ["report.html", "scores.json", "timing.json"]
@@ -53,6 +53,11 @@ class Checkpoint:
         """Parameters and buffers by name, on the CPU."""
         return safetensors.torch.load_file(self.path / "model.safetensors")
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of parameters and buffers by name; reads the file's head alone."""
+        with safetensors.safe_open(self.path / "model.safetensors", framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
     def state(self) -> dict[str, Any]:
         """Everything but the model, on the CPU."""
         return torch.load(self.path / "state.pt", weights_only=True, map_location="cpu")
@@ -78,7 +83,12 @@ class RunFolder:
         return folder_lock(self.path)
 
     def start(self, overwrite: bool = False) -> None:
-        """Make the folder ready; with `overwrite`, delete what an earlier run left in it. Call it under `lock`."""
+        """Make the folder ready; with `overwrite`, delete what an earlier run left in it. Call it under `lock`.
+
+        In a distributed run the main process does it, and the others return at once.
+        """
+        if not is_main_process():
+            return
         if self.path.is_file():
             raise MmsslError(f"{self.path} is a file; a run needs a folder, choose another name with --run.")
         strangers = [p.name for p in self.path.glob("*") if p.name not in _OURS and not p.name.startswith(".")]
@@ -155,13 +165,19 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def restore_model(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Copy `tensors` into the model; an `MmsslError` that names what differs if they are of another architecture."""
-    mine = model.state_dict()
-    differences = [f"{k} is only in the checkpoint" for k in tensors if k not in mine]
-    differences += [f"{k} is only in the model" for k in mine if k not in tensors]
+    check_architecture(model, {name: tuple(value.shape) for name, value in tensors.items()}, source)
+    model.load_state_dict(tensors)
+
+
+def check_architecture(model: nn.Module, shapes: dict[str, tuple[int, ...]], source: Path) -> None:
+    """Raise an `MmsslError` that names what differs if the tensors in `source` are not those of the model."""
+    mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    differences = [f"{k} is only in the checkpoint" for k in shapes if k not in mine]
+    differences += [f"{k} is only in the model" for k in mine if k not in shapes]
     differences += [
-        f"{k} is {tuple(tensors[k].shape)} in the checkpoint and {tuple(v.shape)} in the model"
-        for k, v in mine.items()
-        if k in tensors and tensors[k].shape != v.shape
+        f"{k} is {shapes[k]} in the checkpoint and {shape} in the model"
+        for k, shape in mine.items()
+        if k in shapes and shapes[k] != shape
     ]
     if differences:
         more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
@@ -169,7 +185,6 @@ def restore_model(model: nn.Module, tensors: dict[str, Tensor], source: Path) ->
             f"{source} is a checkpoint of another architecture: {'; '.join(differences[:4])}{more}. "
             "Use the recipe it was trained with, choose another folder with --run, or start again with --overwrite."
         )
-    model.load_state_dict(tensors)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict]:

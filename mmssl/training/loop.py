@@ -141,7 +141,11 @@ def _train(
             saver.save()
         if signal:
             break
-    batches.close()  # ends the loader's workers, whose deaths could otherwise disturb the last save
+    try:
+        batches.close()  # ends the loader's workers, whose deaths could otherwise disturb the last save
+    except RuntimeError:
+        if not stop.received:
+            raise
     watch.check()
     saver.save()
     return finished, metrics
@@ -221,8 +225,8 @@ def _compiles(loop: LoopConfig, tell: Callable[[str], None]) -> bool:
 
 def _out_of_memory(loop: LoopConfig, team: Processes) -> MmsslError:
     return MmsslError(
-        f"the device's memory does not hold {loop.micro_batch(team.world)} samples at once; raise loop.accumulate (from "
-        f"{loop.accumulate}), which changes nothing else, or lower loop.batch_size."
+        f"the device's memory does not hold {loop.micro_batch(team.world)} samples at once; raise loop.accumulate "
+        f"(from {loop.accumulate}), which changes nothing else, or lower loop.batch_size."
     )
 
 

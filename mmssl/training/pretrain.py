@@ -1,5 +1,6 @@
 """`mmssl pretrain`: a method, data and a loop make a run folder."""
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import yaml
 
 from mmssl import paths
@@ -16,7 +18,7 @@ from mmssl.data.loading import DataConfig, Dataset
 from mmssl.errors import MmsslError
 from mmssl.methods.base import Method, MethodConfig, create_method
 from mmssl.training import atomic
-from mmssl.training.checkpoint import RunFolder, restore_model
+from mmssl.training.checkpoint import RunFolder, check_architecture, restore_model
 from mmssl.training.distributed import Processes, seed_all
 from mmssl.training.logging import say
 from mmssl.training.loop import FitResult, LoopConfig, fit
@@ -58,13 +60,9 @@ def pretrain(
     """
     folder = RunFolder(run if run is not None else paths.runs_dir() / config.method.name)
     team = Processes(config.loop.device, config.loop.precision)
-    if not team.is_main:
-        team.wait()  # for the main process to make the folder
-        _pretrain(config, folder, init, team)
-        return folder
     with folder.lock():
         folder.start(overwrite)
-        team.wait()
+        team.wait()  # until the main process has made the folder ready
         _pretrain(config, folder, init, team)
     return folder
 
@@ -81,6 +79,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, init: str | Path | None, t
     elif init is not None:
         start_from(method, init)
     if team.is_main:
+        _check_newest(method, run)
         _write_config(config, run)
     result = fit(method, dataset, config.loop, config.optim, data.augmentation, run, label="pretrain")
     if not team.is_main:
@@ -108,6 +107,13 @@ def start_from(method: Method, source: str | Path) -> None:
 def _image_size(method: Method) -> tuple[int, int] | None:
     sizes = [getattr(t.config, "image_size", None) for t in method.encoder.tokenizers.values()]
     return next((size for size in sizes if size is not None), None)
+
+
+def _check_newest(method: Method, run: RunFolder) -> None:
+    """Refuse another architecture before anything is written. Damaged checkpoints are dealt with when they are read."""
+    for checkpoint in run.all_checkpoints()[-1:]:
+        with contextlib.suppress(OSError, safetensors.SafetensorError):
+            check_architecture(method, checkpoint.shapes(), checkpoint.path)
 
 
 def _write_config(config: PretrainConfig, run: RunFolder) -> None:

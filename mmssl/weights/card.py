@@ -11,11 +11,14 @@ from mmssl.errors import MmsslError
 from mmssl.weights.files import read_json
 
 _LOAD = {
-    "mmssl": "import mmssl\n\nencoder = mmssl.load({folder!r})",
-    "timm": "import mmssl, timm\n\nencoder = mmssl.load({folder!r})\nmodel = timm.create_model('local-dir:{folder}')",
+    "mmssl": "import mmssl\nimport torch\n\nencoder = mmssl.load({folder!r})",
+    "timm": (
+        "import mmssl\nimport timm\nimport torch\n\nencoder = mmssl.load({folder!r})\n"
+        "model = timm.create_model('local-dir:{folder}', pretrained=True)"
+    ),
     "transformers": (
-        "import mmssl\nfrom transformers import ViTMAEForPreTraining\n\nencoder = mmssl.load({folder!r})\n"
-        "method = mmssl.load_method({folder!r})  # with the decoder\n"
+        "import mmssl\nimport torch\nfrom transformers import ViTMAEForPreTraining\n\n"
+        "encoder = mmssl.load({folder!r})\nmethod = mmssl.load_method({folder!r})  # with the decoder\n"
         "model = ViTMAEForPreTraining.from_pretrained({folder!r})"
     ),
 }
@@ -81,11 +84,17 @@ def _sizes(config: EncoderConfig, encoder: Encoder) -> dict[str, Any]:
 
 def _training(recipe: dict[str, Any]) -> dict[str, Any]:
     data, loop, optim = (recipe.get(part) or {} for part in ("data", "loop", "optim"))
-    rows = {"data": _listed(data.get("source") or ["not recorded"]), "split": data.get("split")}
+    rows = {"data": _data(data.get("source")), "split": data.get("split")}
     rows |= {name: loop.get(name) for name in ("steps", "epochs", "batch_size", "precision", "seed")}
     rows |= {"optimizer": optim.get("name"), "base learning rate (per 256)": optim.get("base_lr")}
     rows |= {"weight decay": optim.get("weight_decay")}
     return {name: value for name, value in rows.items() if value is not None}
+
+
+def _data(source: Any) -> str:
+    """Names of the data; of a path on this machine only the last part, which is all that others can use."""
+    given = [source] if isinstance(source, str) else source or ["not recorded"]
+    return _listed([Path(s).name if Path(s).is_absolute() else s for s in given])
 
 
 def _preprocessing(config: EncoderConfig, format: str) -> str:
@@ -108,7 +117,6 @@ def _example(encoder: Encoder) -> str:
     if hasattr(tokenizer.config, "image_size"):
         shape = (1, tokenizer.config.channels, *tokenizer.config.image_size)
         lines.insert(0, f"x = torch.zeros({shape}, dtype=torch.uint8)")
-        lines.insert(0, "import torch\n")
     lines.append(
         f"features.tokens      # (1, {sum(t.num_tokens for t in encoder.tokenizers.values())}, {encoder.embed_dim})"
     )

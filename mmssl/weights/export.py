@@ -58,9 +58,19 @@ def export(
     return out
 
 
-def export_encoder(encoder: Encoder, out: Path, recipe: dict[str, Any] | None = None, license: str = "other") -> Path:
-    """Write an encoder that is in memory, as `export` does in its own format; what the end of a training calls."""
-    _write(out, None, model_card(encoder, recipe or {}, out, "mmssl", license), encoder)
+def export_encoder(
+    encoder: Encoder,
+    out: Path,
+    recipe: dict[str, Any] | None = None,
+    license: str = "other",
+    shown_as: Path | None = None,
+) -> Path:
+    """Write an encoder that is in memory, as `export` does in its own format; what the end of a training calls.
+
+    `recipe` is the run's config.yaml as plain values; `shown_as` the folder that the card names, where `out` is a
+    temporary one.
+    """
+    _write(out, None, model_card(encoder, recipe or {}, shown_as or out, "mmssl", license), encoder)
     return out
 
 

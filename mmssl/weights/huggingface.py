@@ -13,6 +13,7 @@ import torch
 
 from mmssl.errors import MmsslError
 from mmssl.methods.mae import MAE
+from mmssl.tokenizers.image import IMAGENET_MEAN, IMAGENET_STD
 from mmssl.weights.files import State, read_folder, read_json
 from mmssl.weights.layout import Facts, Published
 from mmssl.weights.official import mae_to_authors
@@ -61,11 +62,10 @@ def is_transformers_layout(names: Any) -> bool:
     return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names)
 
 
-def read_transformers(folder: Path, facts: Facts | None = None) -> Published:
+def read_transformers(folder: Path) -> Published:
     """Weights and settings of a ViTMAE or ViT folder, with the layer-norm epsilon of its config.json.
 
     (transformers' own default is 1e-12, the authors' models were trained with 1e-6: features differ by about 1e-4.)
-    `facts` given by the user, heads and so on, win over the config's where they are not None.
     """
     config = read_json(folder / "config.json")
     if config.get("model_type") not in MODEL_TYPES:
@@ -73,7 +73,7 @@ def read_transformers(folder: Path, facts: Facts | None = None) -> Published:
             f"{folder} holds a transformers model of type {config.get('model_type')!r}; readable are "
             f"{' and '.join(MODEL_TYPES)}."
         )
-    return Published(from_transformers(read_folder(folder)), str(folder), _facts(config, folder, facts))
+    return Published(from_transformers(read_folder(folder)), str(folder), _facts(config, folder))
 
 
 def from_transformers(state: State) -> State:
@@ -96,8 +96,7 @@ def _rename(name: str, table: tuple) -> str:
     return name
 
 
-def _facts(config: dict[str, Any], folder: Path, given: Facts | None) -> Facts:
-    given = given or Facts()
+def _facts(config: dict[str, Any], folder: Path) -> Facts:
     activation = config.get("hidden_act", "gelu")
     kinds = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
     if activation not in kinds:
@@ -105,11 +104,11 @@ def _facts(config: dict[str, Any], folder: Path, given: Facts | None) -> Facts:
     pictures = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
     size = config.get("image_size", 224)
     return Facts(
-        heads=given.heads or config.get("num_attention_heads", 12),
-        decoder_heads=given.decoder_heads or config.get("decoder_num_attention_heads", 16),
+        heads=config.get("num_attention_heads", 12),
+        decoder_heads=config.get("decoder_num_attention_heads", 16),
         image_size=(size, size) if isinstance(size, int) else tuple(size),
-        mean=tuple(pictures.get("image_mean", given.mean)),
-        std=tuple(pictures.get("image_std", given.std)),
+        mean=tuple(pictures.get("image_mean", IMAGENET_MEAN)),
+        std=tuple(pictures.get("image_std", IMAGENET_STD)),
         norm_eps=config.get("layer_norm_eps", 1e-12),
         gelu=kinds[activation],
         norm_pix=config.get("norm_pix_loss", False),

@@ -52,9 +52,10 @@ def load(
     if not pretrained and not str(source).startswith("timm:"):
         raise MmsslError(f"pretrained=False is for 'timm:NAME' sources, not for {str(source)!r}.")
     if str(source).startswith("timm:"):
-        encoder = read_timm(str(source).removeprefix("timm:"), pretrained, heads)
+        encoder = read_timm(str(source).removeprefix("timm:"), pretrained)
     else:
-        encoder = _load_encoder(*recognise(source), Facts(heads=heads), image_size)
+        encoder = _load_encoder(*recognise(source), heads, image_size)
+    _agree(source, "heads", heads, encoder.config.heads)
     if image_size is not None and any(
         getattr(t.config, "image_size", None) not in (None, as_pair(image_size)) for t in encoder.tokenizers.values()
     ):
@@ -89,16 +90,19 @@ def load_method(
     if str(source).startswith("timm:"):
         raise MmsslError(f"{source} is an encoder alone; read it with mmssl.load.")
     kind, path = recognise(source)
-    facts = Facts(heads=heads, decoder_heads=decoder_heads)
     if kind in ("run", "checkpoint"):
         method = runs.build_method(runs.newest_checkpoint(path) if kind == "run" else path)
     elif kind == "transformers":
-        published = read_transformers(path, facts)
+        published = read_transformers(path)
         method = build_mae(published if norm_pix is None else _with(published, norm_pix=norm_pix))
     elif kind == "file":
+        facts = Facts(heads=heads, decoder_heads=decoder_heads)
         method = build_mae(read_published_file(path, facts, norm_pix=norm_pix))
     else:
         raise MmsslError(f"{source} holds an encoder alone; read it with mmssl.load, or give the run folder itself.")
+    _agree(source, "heads", heads, method.encoder.config.heads)
+    for name, given in (("decoder_heads", decoder_heads), ("norm_pix", norm_pix)):
+        _agree(source, name, given, getattr(method.config, name, given))
     return method.to(device or "cpu").eval()
 
 
@@ -139,7 +143,7 @@ def _kind_of_folder(folder: Path) -> Kind | None:
     )
 
 
-def _load_encoder(kind: Kind, path: Path, facts: Facts, image_size: Any) -> Encoder:
+def _load_encoder(kind: Kind, path: Path, heads: int | None, image_size: Any) -> Encoder:
     if kind == "run" and (path / "export" / "config.json").is_file():
         return Encoder.from_pretrained(path / "export")
     if kind in ("run", "checkpoint"):
@@ -147,10 +151,10 @@ def _load_encoder(kind: Kind, path: Path, facts: Facts, image_size: Any) -> Enco
     if kind == "export":
         return Encoder.from_pretrained(path)
     if kind == "timm folder":
-        return read_timm_folder(path, facts.heads)
+        return read_timm_folder(path)
     if kind == "transformers":
-        return build_encoder(read_transformers(path, facts))
-    return build_encoder(read_published_file(path, facts, image_size))
+        return build_encoder(read_transformers(path))
+    return build_encoder(read_published_file(path, Facts(heads=heads), image_size))
 
 
 def read_published_file(path: Path, facts: Facts, image_size: Any = None, norm_pix: bool | None = None) -> Published:
@@ -174,6 +178,14 @@ def _not_ours(state: State) -> str:
         f"is of no layout that can be read (its first names: {first}); readable are the MAE authors', timm's ViT, and "
         "transformers' ViTMAE."
     )
+
+
+def _agree(source: str | Path, name: str, given: Any, own: Any) -> None:
+    """What the user says must not contradict what the source itself says."""
+    if given is not None and given != own:
+        raise MmsslError(
+            f"{source} says itself that {name} is {own!r}; {name}={given!r} is for sources that do not say it."
+        )
 
 
 def _with(published: Published, **facts: Any) -> Published:

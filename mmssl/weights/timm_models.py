@@ -17,7 +17,7 @@ from mmssl.weights.official import build_encoder
 _GELU = {"none": "exact", "tanh": "tanh"}
 
 
-def read_timm(name: str, pretrained: bool = True, heads: int | None = None) -> Encoder:
+def read_timm(name: str, pretrained: bool = True) -> Encoder:
     """Encoder of a timm ViT by its timm name, with or without a tag (`vit_base_patch16_224.mae`).
 
     Without a tag timm's default one is taken: mostly supervised weights. Weights come from the hub or its cache;
@@ -37,10 +37,10 @@ def read_timm(name: str, pretrained: bool = True, heads: int | None = None) -> E
     if pretrained and settings.get("hf_hub_id"):
         # Asked for here and not by timm, which retries for a minute without a connection.
         weights = {"pretrained_cfg_overlay": {"file": _weights_file(download(settings["hf_hub_id"], f"timm:{name}"))}}
-    return _encoder(_create(name, pretrained, **weights), f"timm:{name}", heads)
+    return _encoder(_create(name, pretrained, **weights), f"timm:{name}")
 
 
-def read_timm_folder(folder: Path, heads: int | None = None) -> Encoder:
+def read_timm_folder(folder: Path) -> Encoder:
     """Encoder of a folder in the layout of timm's hub repositories: config.json with `architecture`, and weights."""
     settings = read_json(folder / "config.json")
     model = _create(
@@ -56,7 +56,7 @@ def read_timm_folder(folder: Path, heads: int | None = None) -> Encoder:
     except RuntimeError as error:
         said = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise MmsslError(f"the weights in {folder} do not fit {settings['architecture']!r}: {said}") from None
-    return _encoder(model, str(folder), heads)
+    return _encoder(model, str(folder))
 
 
 def _weights_file(folder: Path) -> str:
@@ -76,26 +76,25 @@ def _create(name: str, pretrained: bool, **settings: Any) -> nn.Module:
         raise MmsslError(f"timm could not make {name!r}: {said}") from None
 
 
-def _encoder(model: nn.Module, source: str, heads: int | None) -> Encoder:
+def _encoder(model: nn.Module, source: str) -> Encoder:
     """The model's weights in our encoder; its output is compared with the model's own on one random image."""
-    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer import Block, VisionTransformer
 
-    if not isinstance(model, VisionTransformer):
+    if not isinstance(model, VisionTransformer) or not isinstance(model.blocks[0], Block):
         raise MmsslError(f"{source} is a {type(model).__name__}, not a plain ViT; use one of timm's vit_* or deit_*.")
     model = model.eval()
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("attn_pool.")}
-    published = Published(state, source, _facts(model, heads))
+    published = Published(state, source, _facts(model))
     encoder = build_encoder(published)
-    if heads is None:
-        _compare(model, encoder, source)
+    _compare(model, encoder, source)
     return encoder
 
 
-def _facts(model: nn.Module, heads: int | None) -> Facts:
+def _facts(model: nn.Module) -> Facts:
     settings, block = model.pretrained_cfg, model.blocks[0]
     act = getattr(block.mlp, "act", None)
     facts = Facts(
-        heads=heads or block.attn.num_heads,
+        heads=block.attn.num_heads,
         image_size=tuple(model.patch_embed.img_size),
         norm_eps=getattr(block.norm1, "eps", 1e-6),
         gelu=_GELU.get(getattr(act, "approximate", "none"), "exact"),

@@ -19,7 +19,9 @@ def write_pictures(root: Path, classes: tuple[str, ...] = ("ant", "bee"), each: 
     return root
 
 
-def write_recording(root: Path, task: str = "metaworld/reach", episodes: int = 6, length: int = 7, size: int = 16, first=0) -> Path:
+def write_recording(
+    root: Path, task: str = "metaworld/reach", episodes: int = 6, length: int = 7, size: int = 16, first=0
+) -> Path:
     """Frames whose first pixel spells (episode, time), a state of 4 numbers of which the last never changes."""
     import h5py
 
@@ -31,7 +33,9 @@ def write_recording(root: Path, task: str = "metaworld/reach", episodes: int = 6
             frames[:, 0, 0, 0], frames[:, 0, 0, 1], frames[:, 0, 0, 2] = first + e, np.arange(length), 1
             group = file.create_group(f"episode_{e}")
             for camera, values in {"front": frames, "side": 255 - frames}.items():
-                group.create_dataset(f"observations/rgb/{camera}", data=values, chunks=(1, size, size, 3), compression=1)
+                group.create_dataset(
+                    f"observations/rgb/{camera}", data=values, chunks=(1, size, size, 3), compression=1
+                )
             depth = frames[..., 0].astype(np.float16) / 100
             group.create_dataset("observations/depth/front", data=depth, chunks=(1, size, size))
             ids = frames[..., 0].astype(np.int16) - 1
@@ -54,6 +58,6 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`record(task, episodes=..., length=..., size=..., first=...)` -> folder, below the folder that ids are looked up in."""
+    """`record(task, episodes=...)` -> folder, below the folder that ids are looked up in; see `write_recording`."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     return lambda *args, **kwargs: write_recording(tmp_path / "datasets", *args, **kwargs)

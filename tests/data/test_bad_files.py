@@ -39,7 +39,7 @@ def test_too_many_bad_files_stop_with_their_names(pictures, workers):
     names = [spoil(pictures, f"bee/{k:02d}.jpg", "text") for k in range(3)]
     dataset = open_dataset(pictures, image_size=16, split="all", max_bad=0.1)
     loader = Loader(dataset, 4, workers=workers, drop_last=False)
-    with pytest.raises(MmsslError, match="more than max_bad=0.1 allows") as caught:
+    with pytest.raises(MmsslError, match=r"more than max_bad=0.1 allows") as caught:
         list(loader.epoch(0))
     assert all(name in str(caught.value) for name in names[:1]) and "\n" not in str(caught.value)
     loader.close()
@@ -50,7 +50,9 @@ def test_workers_report_bad_files_and_replace_alike(pictures):
     spoil(pictures, "ant/06.jpg", "cut")
     alone, pooled = (open_dataset(pictures, image_size=16, split="all", max_bad=0.2) for _ in range(2))
     loader = Loader(pooled, 4, seed=2, augmentation=Augmentation(), workers=2)
-    for left, right in zip(Loader(alone, 4, seed=2, augmentation=Augmentation()).epoch(0), loader.epoch(0), strict=True):
+    for left, right in zip(
+        Loader(alone, 4, seed=2, augmentation=Augmentation()).epoch(0), loader.epoch(0), strict=True
+    ):
         assert all(torch.equal(left[key], right[key]) for key in left)
     loader.close()
     assert alone.bad.names == pooled.bad.names and pooled.bad.count == 2
@@ -66,6 +68,24 @@ def test_subset_replaces_inside_itself(pictures):
 
 def test_default_limit_is_one_percent(pictures):
     name = spoil(pictures, "ant/00.jpg", "text")
-    with pytest.raises(MmsslError, match="1 of 20 samples cannot be read") as caught:
+    with pytest.raises(MmsslError, match=r"1 of 20 samples cannot be read") as caught:
         open_dataset(pictures, image_size=16, split="all").fetch(torch.arange(3))
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_damaged_frame_of_a_recording_is_skipped(record, cache):
+    import h5py
+
+    folder = record()
+    file = folder / "data" / "main_data.hdf5"
+    with h5py.File(file) as opened:
+        chunk = opened["episode_2/observations/rgb/front"].id.get_chunk_info(3)
+    content = bytearray(file.read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + 20] = b"\xff" * 20
+    file.write_bytes(content)
+    dataset = open_dataset(folder, camera="front", split="all", cache=cache, max_bad=0.1)
+    batch = dataset.fetch(torch.arange(14, 21))
+    assert batch["index"].tolist() == [14, 15, 16, 18, 18, 19, 20] and dataset.bad.count == 1
+    assert "episode 2 frame 3" in next(iter(dataset.bad.names))
+    assert torch.equal(batch["image"][3], batch["image"][4])

@@ -29,7 +29,7 @@ def test_every_fifth_of_each_class_is_held_out(pictures):
 def test_flat_folder_has_no_labels(pictures):
     dataset = open_dataset(pictures / "ant", image_size=8, split="all")
     assert len(dataset) == 10 and dataset.task is None and "label" not in dataset[0]
-    with pytest.raises(MmsslError, match="has no labels"):
+    with pytest.raises(MmsslError, match=r"has no labels"):
         dataset.labels()
 
 
@@ -41,14 +41,14 @@ def test_folders_that_are_split_already(pictures, tmp_path):
     for split in ("test", "val"):
         part = open_dataset(root, image_size=8, split=split)
         assert len(part) == 10 and set(part.labels().tolist()) == {1} and part.classes == ["ant", "bee"]
-    with pytest.raises(MmsslError, match="no split 'dev'; valid: train, val, all"):
+    with pytest.raises(MmsslError, match=r"no split 'dev'; valid: train, val, all"):
         open_dataset(root, split="dev")
 
 
 def test_own_size_when_none_is_asked(pictures):
     dataset = open_dataset(pictures, split="all")
     assert dataset[3]["image"].shape == (3, 43, 56) and dataset.image_size is None
-    with pytest.raises(MmsslError, match="differ in size.*give image_size"):
+    with pytest.raises(MmsslError, match=r"differ in size.*give image_size"):
         dataset.fetch(torch.arange(3))
 
 
@@ -68,20 +68,20 @@ def test_folder_without_images(tmp_path, make, message):
 
 def test_images_beside_class_folders(pictures):
     shutil.copy(pictures / "ant" / "00.jpg", pictures / "loose.jpg")
-    with pytest.raises(MmsslError, match="both images and folders"):
+    with pytest.raises(MmsslError, match=r"both images and folders"):
         open_dataset(pictures)
 
 
 def test_wrong_names(pictures, tmp_path):
-    with pytest.raises(MmsslError, match="no split 'tset'; valid: train, test"):
+    with pytest.raises(MmsslError, match=r"no split 'tset'; valid: train, test"):
         open_dataset(pictures, split="tset")
-    with pytest.raises(MmsslError, match="unknown target.*'state'"):
+    with pytest.raises(MmsslError, match=r"unknown target.*'state'"):
         open_dataset(pictures, target="state")
-    with pytest.raises(MmsslError, match="no folder and no dataset card"):
+    with pytest.raises(MmsslError, match=r"no folder and no dataset card"):
         open_dataset(str(tmp_path / "nowhere"))
-    with pytest.raises(MmsslError, match="is a file"):
+    with pytest.raises(MmsslError, match=r"is a file"):
         open_dataset(pictures / "ant" / "00.jpg")
-    with pytest.raises(MmsslError, match="unknown option of open_dataset 'spilt': did you mean 'split'"):
+    with pytest.raises(MmsslError, match=r"unknown option of open_dataset 'spilt': did you mean 'split'"):
         open_dataset(pictures, spilt="all")
 
 
@@ -117,5 +117,5 @@ def test_subset_keeps_labels(pictures):
     assert part.labels().tolist() == [1, 0] and len(part) == 2
     batch = part.fetch(torch.tensor([1, 0]))
     assert batch["index"].tolist() == [1, 0] and batch["label"].tolist() == [0, 1]
-    with pytest.raises(MmsslError, match="outside"):
+    with pytest.raises(MmsslError, match=r"outside"):
         part.subset([2])

@@ -1,5 +1,9 @@
 """The order of batches, going on from any of them, workers, processes, repeats."""
 
+import os
+import signal
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +44,7 @@ def assert_same(left: list[dict], right: list[dict]) -> None:
 
 def test_each_epoch_visits_every_sample_once_in_another_order():
     loader = Loader(Numbers(40), 8, seed=1)
-    first, second = sum(indices(loader, 0), []), sum(indices(loader, 1), [])
+    first, second = (list(chain(*indices(loader, epoch))) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(40))
     assert first != second != list(range(40))
 
@@ -82,7 +86,7 @@ def test_repeats_stand_side_by_side_with_keys_of_their_own():
 def test_processes_share_the_batches_of_one(drop_last: bool):
     alone = [sorted(b) for b in indices(Loader(Numbers(43), 12, seed=5, drop_last=drop_last), 1)]
     shares = [indices(Loader(Numbers(43), 4, seed=5, rank=r, world=3, drop_last=drop_last), 1) for r in range(3)]
-    together = [sorted(sum(parts, [])) for parts in zip(*shares, strict=True)]
+    together = [sorted(chain(*parts)) for parts in zip(*shares, strict=True)]
     assert together == alone
 
 
@@ -109,9 +113,21 @@ def test_crop_depends_on_the_key_alone(pictures):
 
 
 def test_refuses_what_cannot_be():
-    with pytest.raises(MmsslError, match="has 3 samples, fewer than one batch of 4"):
+    with pytest.raises(MmsslError, match=r"has 3 samples, fewer than one batch of 4"):
         Loader(Numbers(3), 4)
-    with pytest.raises(MmsslError, match="multiple of repeats"):
+    with pytest.raises(MmsslError, match=r"multiple of repeats"):
         Loader(Numbers(30), 5, repeats=2)
-    with pytest.raises(MmsslError, match="rank"):
+    with pytest.raises(MmsslError, match=r"rank"):
         Loader(Numbers(30), 5, rank=2, world=2)
+
+
+def test_killed_worker_is_said_plainly(pictures):
+    loader = Loader(open_dataset(pictures, image_size=24), 1, workers=2)
+    batches = loader.epoch(0)
+    next(batches)
+    for worker in loader._pool._iterator._workers:
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(MmsslError, match="data worker ended by itself"):
+        list(batches)
+    assert len(list(loader.epoch(1))) == 16  # a new pool
+    loader.close()

@@ -1,6 +1,7 @@
 """Frames of recordings: places, labels, held-out episodes, cameras, depth and ids, memory."""
 
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_split_episodes(n, test):
 
 
 def test_one_episode_cannot_be_split(record):
-    with pytest.raises(MmsslError, match="has 1 episode, too few"):
+    with pytest.raises(MmsslError, match=r"has 1 episode, too few"):
         open_dataset(record(episodes=1), split="test")
 
 
@@ -84,7 +85,10 @@ def test_state_is_a_regression_target_without_its_constants(record):
     assert dataset.task == "regression" and dataset.targets == (
         "task", "instruction", "success", "state", "proprio", "reward",
     )  # fmt: skip
-    assert dataset.labels().shape == (7, 2)  # of four numbers two change; the episode number is one, though not in this split
+    assert dataset.labels().shape == (
+        7,
+        2,
+    )  # of four numbers two change; the episode number is one, though not in this split
     assert dataset[3]["label"].tolist() == [4.0, 3.0]
     whole = open_dataset(dataset.files[0].path.parent.parent, target="state", drop_constant=False)
     assert whole.labels().shape == (35, 4)
@@ -122,13 +126,13 @@ def test_depth_and_ids_take_the_same_crop(record, cache):
 
 def test_frames_of_different_sizes_need_image_size(record):
     folders = [record("metaworld/reach"), record("metaworld/push", size=20)]
-    with pytest.raises(MmsslError, match="different sizes.*give image_size"):
+    with pytest.raises(MmsslError, match=r"different sizes.*give image_size"):
         open_dataset(folders)
     assert open_dataset(folders, image_size=18, split="all")[50]["image"].shape == (3, 18, 18)
 
 
 def test_missing_extra_says_how_to_record_it(record):
-    with pytest.raises(MmsslError, match="record it with --depth"):
+    with pytest.raises(MmsslError, match=r"record it with --depth"):
         open_dataset(record(), camera="side", extras=("depth",))
 
 
@@ -136,7 +140,9 @@ def test_by_id_by_short_name_and_by_folder(record, tmp_path):
     record("metaworld/reach")
     for source in ("mmssl/metaworld/reach-v0", "metaworld/reach", tmp_path / "datasets", tmp_path / "datasets/mmssl"):
         assert len(open_dataset(source, split="all")) == 42
-    with pytest.raises(MmsslError, match=r"no recording of 'metaworld/push'.*there: mmssl/metaworld/reach-v0.*mmssl record"):
+    with pytest.raises(
+        MmsslError, match=r"no recording of 'metaworld/push'.*there: mmssl/metaworld/reach-v0.*mmssl record"
+    ):
         open_dataset("metaworld/push")
 
 
@@ -144,7 +150,7 @@ def test_damaged_recording(record):
     folder = record()
     file = folder / "data" / "main_data.hdf5"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(MmsslError, match="cannot be opened"):
+    with pytest.raises(MmsslError, match=r"cannot be opened"):
         open_dataset(folder)
     (folder / "data" / "metadata.json").unlink()
     with pytest.raises(MmsslError, match=r"metadata\.json cannot be read"):
@@ -153,10 +159,19 @@ def test_damaged_recording(record):
 
 def test_unknown_target_and_split(record):
     folder = record()
-    with pytest.raises(MmsslError, match="unknown target.*'sate': did you mean 'state'"):
+    with pytest.raises(MmsslError, match=r"unknown target.*'sate': did you mean 'state'"):
         open_dataset(folder, target="sate")
-    with pytest.raises(MmsslError, match="unknown split 'val'.*all, test, train"):
+    with pytest.raises(MmsslError, match=r"unknown split 'val'.*all, test, train"):
         open_dataset(folder, split="val")
-    with pytest.raises(MmsslError, match="opened without a target"):
+    with pytest.raises(MmsslError, match=r"opened without a target"):
         open_dataset(folder).labels()
     assert "label" not in open_dataset(folder)[0]
+
+
+def test_frames_in_memory_come_fast(record):
+    dataset = open_dataset(record(episodes=10, length=200, size=64), split="all", cache="memory")
+    loader = Loader(dataset, 64)
+    list(loader.epoch(0))
+    begun = time.process_time()  # of this process alone, so that a busy machine does not matter
+    images = sum(len(batch["index"]) for epoch in range(3) for batch in loader.epoch(epoch))
+    assert images / (time.process_time() - begun) > 10_000

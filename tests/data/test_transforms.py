@@ -62,7 +62,9 @@ def test_flip_takes_depth_ids_cameras_and_all_frames_along():
     expected = torch.where(flipped[:, None, None, None], x.flip(-1), x)
     assert torch.equal(out["image"], expected) and torch.equal(out["image/side"], expected)
     assert all(torch.equal(out["video"][:, t], expected) for t in range(3))
-    assert torch.equal(out["depth"], expected[:, :1].float()) and torch.equal(out["segmentation"], expected[:, 0].long())
+    assert torch.equal(out["depth"], expected[:, :1].float()) and torch.equal(
+        out["segmentation"], expected[:, 0].long()
+    )
     assert torch.equal(out["label"], torch.arange(8)) and batch["image"] is x
 
 
@@ -73,12 +75,16 @@ def test_frames_of_a_clip_share_their_parameters():
     assert all(torch.equal(out[:, 0], out[:, t]) for t in (1, 2)) and not torch.equal(out, clip)
 
 
-@pytest.mark.parametrize(("field", "theirs"), [("brightness", F.adjust_brightness), ("saturation", F.adjust_saturation)])
+@pytest.mark.parametrize(
+    ("field", "theirs"), [("brightness", F.adjust_brightness), ("saturation", F.adjust_saturation)]
+)
 def test_colour_follows_torchvisions_formulas(field, theirs):
     x, augmentation = pictures(6), Augmentation(**QUIET, **{field: 0.5})
     out = colour(x[:, None], keys(6), augmentation)[:, 0]
     for before, after in zip(x, out, strict=True):
-        errors = [(theirs(before, f).int() - after.int()).abs().max().item() for f in torch.linspace(0.5, 1.5, 401).tolist()]
+        errors = [
+            (theirs(before, f).int() - after.int()).abs().max().item() for f in torch.linspace(0.5, 1.5, 401).tolist()
+        ]
         assert min(errors) <= 2
 
 
@@ -112,7 +118,13 @@ def test_erase_replaces_a_rectangle_of_the_asked_share():
 
 
 def test_settings_are_checked():
-    for wrong in ({"hflip": 1.5}, {"hue": 0.7}, {"crop_scale": (0.9, 0.2)}, {"rand_augment": 11.0}, {"crop_attempts": 0}):
+    for wrong in (
+        {"hflip": 1.5},
+        {"hue": 0.7},
+        {"crop_scale": (0.9, 0.2)},
+        {"rand_augment": 11.0},
+        {"crop_attempts": 0},
+    ):
         with pytest.raises(MmsslError, match=next(iter(wrong))):
             Augmentation(**wrong)
 
@@ -157,5 +169,5 @@ def test_no_mixing_still_smooths():
 
 
 def test_mixing_needs_class_ids():
-    with pytest.raises(MmsslError, match="one class id a sample"):
+    with pytest.raises(MmsslError, match=r"one class id a sample"):
         Mix(3)({"image": pictures(2), "label": torch.zeros(2, 4)}, keys(2))

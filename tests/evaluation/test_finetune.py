@@ -31,6 +31,16 @@ def test_the_model_starts_from_the_encoder_without_its_norm(tiny_encoder, classi
     torch.testing.assert_close(with_cls.eval().output(batch), expected)
 
 
+def test_frozen_it_is_the_linear_probe(tiny_encoder, classification):
+    model = build_model(tiny_encoder, classification[0], HeadConfig(pooling="cls", freeze=True), seed=0).train()
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["head.fc.weight", "head.fc.bias"]
+    assert model.head.bn.training and not model.encoder.training
+    batch = {"image": classification[0].images[:9]}
+    cls = tiny_encoder(batch).cls.detach()
+    expected = (cls - cls.mean(0)) / (cls.var(0, unbiased=False) + 1e-6).sqrt() @ model.head.fc.weight.T
+    torch.testing.assert_close(model.output(batch), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_layer_decay_and_exemptions_see_the_names_that_they_need(tiny_encoder, classification):
     model = build_model(tiny_encoder, classification[0], HeadConfig(), seed=0)
     scales = layer_scales(model, 0.5)
@@ -83,6 +93,15 @@ def test_the_verb_writes_scores_and_an_export(run_folder, picture_folder, tmp_pa
     weights = (out / "export" / "model.safetensors").read_bytes()
     finetune(config, run=out, init=str(run_folder))  # it is at its end: nothing is trained again
     assert (out / "export" / "model.safetensors").read_bytes() == weights
+
+
+def test_the_linear_recipe_runs_with_lars(run_folder, picture_folder, tmp_path):
+    config = recipe(picture_folder, pooling="cls", freeze=True)
+    config = dataclasses.replace(config, optim=OptimConfig(name="lars", base_lr=100.0, weight_decay=0.0))
+    out = finetune(config, run=tmp_path / "linear", init=str(run_folder))
+    before, after = mmssl.load(run_folder), mmssl.load(out)
+    assert all(torch.equal(v, after.state_dict()[k]) for k, v in before.state_dict().items())
+    assert json.loads((out / "scores.json").read_text())["rows"][0]["metric"] == "accuracy"
 
 
 def test_wrong_input(tiny_encoder, regression, in_memory, picture_folder):

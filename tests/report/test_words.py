@@ -22,7 +22,8 @@ def judged(model: float, best: float = 1.0) -> RunFiles:
     [
         (0.6, "40% less error than the best interpolation", "good"),
         (1.0, "As good as the best interpolation, no better", "even"),
-        (1.25, "Not there yet: 25% more error than interpolation", "bad"),
+        (1.25, "Not there yet: 25% more error than the best interpolation", "bad"),
+        (3.25, "Not there yet: 3.2 times the error of the best interpolation", "bad"),
     ],
 )
 def test_headline(model: float, title: str, tone: str):
@@ -75,9 +76,10 @@ def test_smaller_is_better_for_errors():
 @pytest.mark.parametrize(
     ("probes", "tone", "part"),
     [
-        ([probe(0.6, 0.4), probe(0.5, 0.4)], "good", "in all 2 frozen-feature probes"),
+        ([probe(0.6, 0.4), probe(0.5, 0.4)], "good", "in all 2 frozen-feature probes."),
+        ([probe(0.6, 0.4), probe(0.45, 0.4)], "even", "in all 2 frozen-feature probes; it is below raw pixels in 1"),
         ([probe(0.3, 0.4), probe(0.2, 0.4)], "bad", "in none of the 2 frozen-feature probes"),
-        ([probe(0.6, 0.4), probe(0.2, 0.4)], "even", "in 1 of 2 frozen-feature probes and is below in 1"),
+        ([probe(0.6, 0.4), probe(0.2, 0.4, 0.1)], "even", "in 1 of 2 frozen-feature probes and is below in 1 of them."),
         ([probe(0.4, 0.4)], "even", "level with a random one"),
         ([probe(0.1, 0.4)], "bad", "in no frozen-feature probe"),
     ],

@@ -1,6 +1,7 @@
 """Two gloo processes do what one process does on the joined batch."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,33 +16,46 @@ PROGRAM = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from training_toys import ToyModel, train
 from mmssl.training.checkpoint import RunFolder
+from training_toys import ToyModel, train
+
+def stop(progress, done=[]):
+    done.append(1)
+    if len(done) == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+
 model = ToyModel(dropout=0)
-if sys.argv[3] == "stop" and os.environ["RANK"] == "1":
-    model.after_step = lambda progress, done=[]: (done.append(1), len(done) == 3 and os.kill(os.getpid(), signal.SIGTERM))
-Path(sys.argv[2]).mkdir(exist_ok=True)
-result = train(Path(sys.argv[2]), model, steps=6, batch_size=8, accumulate=2)
-print("steps", result.steps, "signal", result.signal, flush=True)
+model.after_step = stop
+for model in (model, ToyModel(dropout=0)):
+    with RunFolder(sys.argv[2]).lock():  # one of the two holds it for both
+        result = train(Path(sys.argv[2]), model, steps=6, batch_size=8, accumulate=2)
+    print("steps", result.steps, "of", result.total, flush=True)
 """
 
 
-def launch(tmp_path: Path, run: Path, what: str) -> str:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program]
-    command += [Path(__file__).parent, run, what]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def launch(program: Path, run: Path) -> list[str]:
+    """What two processes of one run print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, program, Path(__file__).parent, run]
+    team = []
+    for rank in ("0", "1"):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
+        pipe = subprocess.PIPE
+        team.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **shared, **own}))
+    said = [process.communicate(timeout=200) for process in team]
+    assert [process.returncode for process in team] == [0, 0], said
+    return [out for out, _ in said]
 
 
 def test_two_processes_take_the_steps_of_one_and_stop_together(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    said = launch(tmp_path / "program.py", tmp_path / "two")
+    # A signal to one process stops both after the same step; then they go on together.
+    assert said == ["steps 3 of 6\nsteps 6 of 6\n"] * 2
     train(tmp_path / "one", ToyModel(dropout=0), steps=6, batch_size=8)
-    stopped = launch(tmp_path, tmp_path / "two", "stop")
-    assert stopped.count("steps 3 signal") == 2  # a signal to one process stops both at the same step
-    assert launch(tmp_path, tmp_path / "two", "go").count("steps 6 signal 0") == 2
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one[0] == two[0] == 6
     for name, value in one[1].items():

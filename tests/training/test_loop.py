@@ -14,6 +14,10 @@ from mmssl.training.loop import LoopConfig, fit
 from mmssl.training.optim import OptimConfig
 
 
+def read_metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("first", [4, 5, 6])  # 3 steps an epoch: in, before and at the end of one; logs every 2 steps
 def test_n_plus_n_steps_are_2n_steps_bit_for_bit(tmp_path, first, accumulate):
@@ -30,7 +34,7 @@ def test_n_plus_n_steps_are_2n_steps_bit_for_bit(tmp_path, first, accumulate):
     after = torch.get_rng_state()
     assert rest.finished and rest.steps == 10
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    records = [[json.loads(x) for x in open(tmp_path / n / "metrics.jsonl")] for n in ("whole", "parts")]
+    records = [read_metrics(tmp_path / name) for name in ("whole", "parts")]
     assert [r["step"] for r in records[0]] == [2, 4, 6, 8, 10]
     for one, other in zip(*records, strict=True):
         assert_same(one, other)
@@ -95,7 +99,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
 def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
     train(tmp_path, steps=4)
     assert train(tmp_path, steps=6).steps == 6
-    assert [json.loads(x)["step"] for x in open(tmp_path / "metrics.jsonl")] == [2, 4, 6]
+    assert [record["step"] for record in read_metrics(tmp_path)] == [2, 4, 6]
 
 
 def test_nan_stops_the_run_and_is_never_saved(tmp_path):
@@ -138,6 +142,18 @@ def test_a_step_in_which_nothing_counts_changes_nothing(tmp_path):
     before = model.body[0].bias.clone()
     assert train(tmp_path, model, steps=4).finished
     assert torch.equal(model.body[0].bias, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_gives_the_exit_code_of_shells(tmp_path, number):
+    model = ToyModel()
+    model.after_step = lambda progress: os.kill(os.getpid(), number)
+    result = train(tmp_path, model)
+    assert weights(tmp_path)[0] == result.steps == 1
+    with pytest.raises(SystemExit) as exit_:
+        result.leave()
+    assert exit_.value.code == 128 + number
+    assert train(tmp_path).leave() is None  # an end by itself is no interruption
 
 
 def test_frozen_parameters_stay():

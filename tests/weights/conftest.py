@@ -12,7 +12,7 @@ def scramble(model: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.2 + (0.5 if "norm" in name else 0.0))
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.1 + (0.5 if "norm" in name else 0.0))
     return model.eval()
 
 

@@ -89,13 +89,17 @@ def test_card_says_what_a_user_needs(run):
     assert "Not said yet" in (export(run) / "README.md").read_text()
 
 
-def test_code_in_the_card_runs(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("format", ["mmssl", "timm", "transformers"])
+def test_code_in_the_card_runs(run, method, tmp_path, monkeypatch, format):
     monkeypatch.chdir(tmp_path)
-    card = (export(run.relative_to(tmp_path)) / "README.md").read_text()
+    card = (export(run.relative_to(tmp_path), format=format) / "README.md").read_text()
     names = {}
     exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], names)
     assert names["features"].pooled().shape == (1, 32)
     assert "features.tokens      # (1, 16, 32)" in card
+    if format != "mmssl":  # the other library's model holds these weights too, not random ones
+        name = {"timm": "norm.weight", "transformers": "vit.layernorm.weight"}[format]
+        assert torch.equal(names["model"].state_dict()[name], method.encoder.norm.weight)
 
 
 @pytest.mark.parametrize("format", ["timm", "transformers"])
@@ -147,6 +151,11 @@ def test_unwritable_place(run, tmp_path):
 
 
 def test_encoder_in_memory(tmp_path, method):
-    out = export_encoder(method.encoder, tmp_path / "out", {"method": {"name": "mae"}}, license="mit")
+    recipe = {"method": {"name": "mae"}, "data": {"source": [str(tmp_path / "secret" / "faces")]}}
+    out = export_encoder(method.encoder, tmp_path / "out", recipe, license="mit", shown_as=tmp_path / "final")
     assert same(mmssl.load(out), method.encoder)
-    assert "license: mit" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "license: mit" in card
+    assert "# final" in card
+    assert "| data | faces |" in card  # no path of this machine
+    assert "secret" not in card

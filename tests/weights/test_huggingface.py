@@ -98,6 +98,13 @@ def test_epsilon_and_mask_ratio_are_the_configs(tmp_path, make_vitmae, images):
     assert apart < 1e-5
 
 
+def test_norm_pix_of_a_folder_can_be_overridden(tmp_path, make_vitmae):
+    make_vitmae(norm_pix_loss=False).save_pretrained(tmp_path)
+    assert mmssl.load_method(tmp_path, norm_pix=True).config.norm_pix
+    with pytest.raises(MmsslError, match="says itself that heads is 4"):
+        mmssl.load(tmp_path, heads=8)
+
+
 def test_mean_and_std_are_the_folders(tmp_path, make_vitmae):
     make_vitmae().save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}')

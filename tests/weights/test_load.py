@@ -71,6 +71,15 @@ def test_image_size_and_device(tmp_path, method):
         mmssl.load(tmp_path, image_size=20)
 
 
+def test_what_the_source_says_itself_is_not_overridden(tmp_path, method):
+    checkpoint(tmp_path, method, 1)
+    assert mmssl.load(tmp_path, heads=2).config.heads == 2
+    with pytest.raises(MmsslError, match="says itself that heads is 2"):
+        mmssl.load(tmp_path, heads=4)
+    with pytest.raises(MmsslError, match="says itself that norm_pix is True"):
+        mmssl.load_method(tmp_path, norm_pix=False)
+
+
 def test_run_without_checkpoint_or_method(tmp_path, method):
     save_config(method.config, tmp_path / "config.yaml")
     with pytest.raises(MmsslError, match="has no checkpoint yet"):

@@ -83,6 +83,8 @@ def test_supervised_models_with_head_and_pooling(tmp_path, make_vit, images):
 def test_what_is_no_plain_vit_is_refused(tmp_path, make_vit):
     with pytest.raises(MmsslError, match="not a plain ViT"):
         mmssl.load("timm:resnet18", pretrained=False)
+    with pytest.raises(MmsslError, match="not a plain ViT"):
+        mmssl.load("timm:vit_pwee_patch16_reg1_gap_256", pretrained=False)
     with pytest.raises(MmsslError, match="norm_pre"):
         mmssl.load(write_folder(make_vit(pre_norm=True), tmp_path, pre_norm=True))
 

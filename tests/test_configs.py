@@ -1,0 +1,106 @@
+"""Every shipped recipe parses, says where its figures come from, and can be overridden field by field."""
+
+import re
+
+import pytest
+import tyro
+
+from mmssl.config import from_dict, load_config, to_dict
+from mmssl.errors import MmsslError
+from mmssl.evaluation.finetune import FinetuneConfig
+from mmssl.paths import find_resource, list_resources
+from mmssl.training.pretrain import PretrainConfig
+
+CLASSES = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "linear": FinetuneConfig}
+RECIPES = [name for name in list_resources("configs") if not name.startswith("benchmark/")]
+STEPS_AN_EPOCH = {4096: 312, 1024: 1251, 16384: 78}
+
+
+def load(name: str):
+    job = name.split("/")[1].split("_")[0]
+    return load_config(CLASSES[job], find_resource("configs", name))
+
+
+def header(name: str) -> str:
+    lines = find_resource("configs", name).read_text().splitlines()
+    end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+def test_the_published_recipes_are_there():
+    wanted = {f"mae/{job}_{size}_imagenet" for job in CLASSES for size in ("base", "large", "huge")}
+    assert wanted | {"mae/pretrain_tiny_demo"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_parses_and_its_head_says_what_it_gives(name):
+    assert re.fullmatch(r"[a-z0-9]+/(pretrain|finetune|linear|rl)_[a-z0-9]+_[a-z0-9-]+", name)
+    config, head = load(name), header(name)
+    assert from_dict(type(config), to_dict(config)) == config
+    assert re.search(r"^command: .*mmssl|torchrun", head, re.MULTILINE) and name in head
+    measured = re.search(r"^measured: \S+.*,.*(?:,|\n).*20\d\d-\d\d-\d\d", head, re.MULTILINE)
+    published = re.search(r"^published: .+, not run by us\.?$", head, re.MULTILINE)
+    assert bool(measured) != bool(published), head
+    if published:
+        assert re.search(r"^score: \d\d\.\d", head, re.MULTILINE) and re.search(r"^hardware", head, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_schedule_of_a_recipe_is_possible(name):
+    config = load(name)
+    per_epoch = STEPS_AN_EPOCH.get(config.loop.batch_size, 10)
+    schedule = config.optim.schedule(config.loop.batch_size, config.loop.total_steps(per_epoch), per_epoch)
+    assert schedule.peak > schedule.min_lr >= 0 and schedule.warmup <= 0.25
+    assert config.loop.micro_batch(world=1) * config.loop.accumulate == config.loop.batch_size
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "epochs", "warmup", "decay"),
+    [
+        ("pretrain_base", 2.4e-3, 800, 40, None),
+        ("pretrain_large", 2.4e-3, 800, 40, None),
+        ("pretrain_huge", 2.4e-3, 800, 40, None),
+        ("finetune_base", 2e-3, 100, 5, 0.65),
+        ("finetune_large", 4e-3, 50, 5, 0.75),
+        ("finetune_huge", 4e-3, 50, 5, 0.75),
+        ("linear_base", 6.4, 90, 10, None),
+        ("linear_large", 6.4, 50, 10, None),
+        ("linear_huge", 6.4, 50, 10, None),
+    ],
+)
+def test_published_figures(name, peak, epochs, warmup, decay):
+    config = load(f"mae/{name}_imagenet")
+    assert config.optim.schedule(config.loop.batch_size, 10**6, 312).peak == pytest.approx(peak)
+    assert (config.loop.epochs, config.optim.warmup_epochs, config.optim.layer_decay) == (epochs, warmup, decay)
+    if name.startswith("pretrain"):
+        assert config.method.patch_size == (14 if "huge" in name else 16) and config.method.norm_pix
+        assert config.optim.betas == (0.9, 0.95)
+
+
+def test_any_field_is_overridden_by_its_dotted_name():
+    config = load("mae/pretrain_base_imagenet")
+    args = ["--method.mask-ratio", "0.6", "--loop.epochs", "None", "--loop.steps", "7", "--optim.betas", "0.8", "0.9"]
+    args += ["--data.augmentation.hflip", "0", "--method.decoder-depth", "2"]
+    changed = tyro.cli(type(config), default=config, args=args)
+    assert changed.method.mask_ratio == 0.6 and changed.method.decoder_depth == 2 and changed.method.name == "mae"
+    assert (changed.loop.steps, changed.loop.epochs) == (7, None)
+    assert changed.optim.betas == (0.8, 0.9) and changed.data.augmentation.hflip == 0
+    assert changed.data.source == ("imagenet-1k",)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"loop": {"stpes": 3}}, r"unknown key in loop 'stpes': did you mean 'steps'"),
+        ({"method": {"name": "mea"}}, r"unknown method 'mea': did you mean 'mae'"),
+        ({"method": {"mask_ration": 0.5}}, r"did you mean 'mask_ratio'"),
+        ({"optim": {"name": "adam"}}, r"unknown value of optim.name 'adam'"),
+        ({"loop": {"batch_size": "many"}}, r"loop.batch_size must be int, got 'many'"),
+    ],
+)
+def test_a_wrong_recipe_is_said(change, words):
+    recipe = to_dict(load("mae/pretrain_tiny_demo"))
+    for part, fields in change.items():
+        recipe[part] = {**recipe[part], **fields}
+    with pytest.raises(MmsslError, match=words):
+        from_dict(PretrainConfig, recipe)
