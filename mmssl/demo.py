@@ -23,18 +23,17 @@ if TYPE_CHECKING:
     from mmssl.training.pretrain import PretrainConfig
 
 RECIPE = "mae/pretrain_tiny_demo"
-ARMS = tuple(
-    f"metaworld/{task}"
-    for task in (
-        "drawer-open",
-        "door-open",
-        "button-press-topdown",
-        "window-open",
-        "pick-place",
-        "faucet-open",
-        "push",
-        "reach",
-    )
+ARMS = (
+    "metaworld/drawer-open",
+    "metaworld/button-press-topdown",
+    "metaworld/reach",
+    "metaworld/push",
+    "metaworld/pick-place",
+    "metaworld/door-open",
+    "metaworld/drawer-close",
+    "metaworld/window-open",
+    "metaworld/peg-insert-side",
+    "metaworld/faucet-open",
 )
 WALKERS = ("dmc/cheetah-run", "gym/Ant-v5")
 """Tasks whose states have another length than Meta-World's: they are in the pretraining and in the task probe."""
@@ -56,7 +55,7 @@ class Plan:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return (ARMS[0], ARMS[2], WALKERS[0]) if self.is_tiny else ARMS + WALKERS
+        return (*ARMS[:2], WALKERS[0]) if self.is_tiny else ARMS + WALKERS
 
     @property
     def episodes(self) -> int:
@@ -65,17 +64,17 @@ class Plan:
     @property
     def pretraining(self) -> float:
         """Seconds of pretraining, at most."""
-        return 0.25 * self.budget if self.is_tiny else 0.62 * self.budget
+        return 0.25 * self.budget if self.is_tiny else 0.5 * self.budget
 
     @property
     def judging(self) -> float:
         """Seconds that are kept for the stages after pretraining."""
-        return 0.25 * self.budget if self.is_tiny else 0.15 * self.budget
+        return 0.25 * self.budget if self.is_tiny else 0.22 * self.budget
 
     @property
     def samples(self) -> int:
         """Samples of the training and of the held-out part that probes use, at most."""
-        return 96 if self.is_tiny else 4000
+        return 96 if self.is_tiny else 2500
 
 
 class Clock:
@@ -208,7 +207,7 @@ def _pretrain_stage(plan: Plan, run: Path, clock: Clock, config: "PretrainConfig
         clock.start("pretrain", "measuring the speed")
         seconds = min(plan.pretraining, clock.left() - plan.judging)
         config = fitted(config, max(seconds, 0.1 * plan.budget))
-        print(f"{config.loop.steps:,} steps of {config.loop.batch_size} frames in {config.loop.precision}", flush=True)
+        print(f"{config.loop.steps:,} steps of {config.loop.batch_size} frames", flush=True)
     pretrain(config, run)
     clock.stop()
     clock.save(run)
@@ -238,8 +237,7 @@ def _with_steps(config: "PretrainConfig", steps: int) -> "PretrainConfig":
 
 def _continued(wanted: "PretrainConfig", before: "PretrainConfig", run: Path) -> "PretrainConfig":
     """The configuration of the demo that was interrupted, if it is the one that is asked for."""
-    loop = dataclasses.replace(wanted.loop, precision=before.loop.precision)
-    wanted = _with_steps(dataclasses.replace(wanted, loop=loop), before.loop.steps or 1)
+    wanted = _with_steps(wanted, before.loop.steps or 1)
     if to_dict(wanted) != to_dict(before):
         raise MmsslError(
             f"{run} holds a run with other settings (another budget, seed or version): "
@@ -249,31 +247,22 @@ def _continued(wanted: "PretrainConfig", before: "PretrainConfig", run: Path) ->
 
 
 def fitted(config: "PretrainConfig", seconds: float) -> "PretrainConfig":
-    """The recipe with as many steps as fit into so many seconds, and on a CPU with the precision that is faster there.
-
-    Both come from short trainings on the real data, which are thrown away.
-    """
+    """The recipe with as many steps as fit into so many seconds, from a short training that is thrown away."""
     from mmssl.methods.base import create_method
-    from mmssl.training.distributed import Processes
 
-    on_cpu = Processes(config.loop.device).device.type == "cpu"
-    choices = ("fp32", "bf16") if on_cpu and config.loop.precision == "auto" else (config.loop.precision,)
     size = create_method(config.method).encoder.tokenizers["image"].config.image_size
     dataset = dataclasses.replace(config.data, image_size=size, target="none").open()
-    rates = {precision: _images_per_second(config, dataset, precision) for precision in choices}
-    precision = max(rates, key=rates.get)
-    steps = int(0.9 * seconds * rates[precision] / config.loop.batch_size)
-    loop = dataclasses.replace(config.loop, precision=precision)
-    return _with_steps(dataclasses.replace(config, loop=loop), max(10, steps // 10 * 10))
+    steps = int(0.95 * seconds * _images_per_second(config, dataset) / config.loop.batch_size)
+    return _with_steps(config, max(10, steps // 10 * 10))
 
 
-def _images_per_second(config: "PretrainConfig", dataset: "Dataset", precision: str) -> float:
+def _images_per_second(config: "PretrainConfig", dataset: "Dataset") -> float:
     from mmssl.methods.base import create_method
     from mmssl.training.loop import fit
 
     trial = _with_steps(config, 10)
     # The last record is of the second half, without the slow first steps.
-    loop = dataclasses.replace(trial.loop, log_every=5, max_minutes=None, precision=precision)
+    loop = dataclasses.replace(trial.loop, log_every=5, max_minutes=None)
     result = fit(create_method(config.method), dataset, loop, trial.optim, config.data.augmentation, quiet=True)
     result.leave()  # where Ctrl-C came meanwhile
     return result.metrics["images_per_second"]

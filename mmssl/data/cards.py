@@ -67,7 +67,10 @@ def load_card(name: str | Path) -> tuple[DatasetCard, Path]:
 def card_sources(card: DatasetCard, file: Path) -> list[Path]:
     """Folders that the card speaks of. Raises `MmsslError` with how to get them where they are missing."""
     if card.tasks:
-        return [recording_folder(task) for task in card.tasks]
+        try:
+            return [recording_folder(task) for task in card.tasks]
+        except MmsslError as error:
+            raise MmsslError(f"dataset card {card.name!r}: {error} {how(card)}") from None
     if card.path is None:
         raise MmsslError(f"dataset card {card.name!r} names neither a path nor tasks. {how(card)}")
     for variable in re.findall(r"\$\{(\w+)\}", card.path):

@@ -179,7 +179,11 @@ class _Reader:
 
 
 def _start_worker(number: Any) -> None:
-    """A worker leaves Ctrl-C to the main process, ends on SIGTERM whatever the main process does, and uses one core."""
+    """A worker leaves Ctrl-C and SIGTERM to the main process, which saves first, and uses one core.
+
+    A SIGTERM to the whole process group (Slurm, systemd, docker) would else end the workers under a main process that
+    still finishes its step; half a minute later they end whatever it does.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
     torch.set_num_threads(1)

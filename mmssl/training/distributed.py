@@ -22,7 +22,7 @@ class Processes:
 
     Args:
         device: "auto" takes accelerate's choice; otherwise the kind of device.
-        precision: "auto" is bf16 where a GPU computes in it, fp32 elsewhere.
+        precision: "auto" is bf16 where the device multiplies in it by itself, fp32 elsewhere.
     """
 
     def __init__(self, device: str = "auto", precision: Precision = "auto"):
@@ -92,13 +92,19 @@ def _forget_other_device(device: str) -> None:
 def _dtype(device: torch.device, precision: Precision) -> torch.dtype:
     if precision == "fp32":
         return torch.float32
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    # A CPU knows bf16 too, but for small models it is often the slower one: there it is for the user to ask for.
+    native = multiplies_bf16(device)
     if precision == "auto":
         return torch.bfloat16 if native else torch.float32
     if device.type == "cuda" and not native:
         raise MmsslError(f"{torch.cuda.get_device_name(device)} does not compute in bf16; use loop.precision fp32.")
     return torch.bfloat16
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 products of its own: emulated ones are slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def can_compile() -> bool:

@@ -21,7 +21,7 @@ class LoopConfig:
     accumulate: int = 1
     """micro-batches that one step is cut into, to fit into memory; changes nothing else"""
     precision: Precision = "auto"
-    """auto (bf16 on GPUs that have it), fp32 or bf16"""
+    """auto (bf16 on devices that multiply in it natively), fp32 or bf16"""
     compile: bool = False
     """torch.compile the model"""
     clip_grad: float | None = None

@@ -15,15 +15,16 @@ import yaml
 from mmssl import paths
 from mmssl.config import read_yaml, to_dict
 from mmssl.data.loading import DataConfig, Dataset
-from mmssl.errors import MmsslError
 from mmssl.methods.base import Method, MethodConfig, create_method
 from mmssl.training import atomic
-from mmssl.training.checkpoint import RunFolder, check_architecture, restore_model
+from mmssl.training.checkpoint import RunFolder, check_architecture
 from mmssl.training.distributed import Processes, seed_all
 from mmssl.training.logging import say
 from mmssl.training.loop import FitResult, LoopConfig, fit
 from mmssl.training.optim import OptimConfig
 from mmssl.training.pictures import save_pictures
+from mmssl.weights.export import export_encoder
+from mmssl.weights.init import load_into
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, init: str | Path | None, t
     if init is not None and run.all_checkpoints():
         say(f"{run.path} holds a checkpoint: going on from it, --init {init} is not read again.")
     elif init is not None:
-        start_from(method, init)
+        say(load_into(method, init))
     if team.is_main:
         _check_newest(method, run)
         _write_config(config, run)
@@ -88,20 +89,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, init: str | Path | None, t
     if result.signal:
         say(f"stopped at step {result.steps} of {result.total} and saved; the same command goes on from there.")
         result.leave()
-    _finish(method, data, run, result)
-
-
-def start_from(method: Method, source: str | Path) -> None:
-    """Copy weights into `method`: all of them from a whole method, the encoder's from an encoder."""
-    from mmssl.weights.load import load, load_method
-
-    try:
-        whole = load_method(source)
-    except MmsslError:
-        encoder = load(source, image_size=_image_size(method))
-        restore_model(method.encoder, encoder.state_dict(), Path(source))
-        return
-    restore_model(method, whole.state_dict(), Path(source))
+    _finish(method, config, data, run, result)
 
 
 def _image_size(method: Method) -> tuple[int, int] | None:
@@ -141,11 +129,11 @@ def _tell_bad_files(dataset: Dataset) -> None:
         say(f"{dataset.bad.count} unreadable files were left out: {names}")
 
 
-def _finish(method: Method, data: DataConfig, run: RunFolder, result: FitResult) -> None:
+def _finish(method: Method, config: PretrainConfig, data: DataConfig, run: RunFolder, result: FitResult) -> None:
     """export/, figures/, timing.json and report.html."""
     method.cpu().eval()
     with atomic.atomic_folder(run.export) as folder:
-        method.encoder.save_pretrained(folder)
+        export_encoder(method.encoder, folder, to_dict(config), shown_as=run.export)
     save_pictures(method, data, run.figures)
     before = json.loads(run.timing.read_text()) if run.timing.is_file() else {}
     atomic.write_text(run.timing, json.dumps({**before, "pretrain": round(result.seconds, 2)}, indent=1) + "\n")

@@ -28,17 +28,17 @@ def test_shipped_cards(name):
 
 
 def test_the_shipped_cards_are_there():
-    assert {"samples", "imagenet-1k", "demo", "recorded"} <= set(paths.list_resources("data"))
+    assert {"samples", "imagenet-1k", "metaworld10", "recorded"} <= set(paths.list_resources("data"))
 
 
-def test_demo_card_names_real_tasks():
+def test_metaworld10_names_real_tasks():
     from mmssl.envs.suites import load_suite
 
-    card, _ = load_card("demo")
+    card, _ = load_card("metaworld10")
     assert len(card.tasks) == 10
     for task in card.tasks:
-        suite, _, name = task.partition("/")
-        assert name in load_suite(suite).tasks
+        _, suite, name = task.split("/")
+        assert name.removesuffix("-v1") in load_suite(suite).tasks
 
 
 def write(tmp_path, **changes):
@@ -72,8 +72,8 @@ def test_what_is_missing_says_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(MmsslError, match=r"no folder .*nowhere.*Ask me"):
         open_dataset(write(tmp_path, path="nowhere"))
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    with pytest.raises(MmsslError, match=r"no recording of 'metaworld/reach'.*mmssl record metaworld/reach"):
-        open_dataset("demo")
+    with pytest.raises(MmsslError, match=r"no recording of 'mmssl/metaworld/reach-v1'.*--randomize 0.5"):
+        open_dataset("metaworld10")
 
 
 def test_wrong_cards(tmp_path):

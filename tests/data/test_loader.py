@@ -121,6 +121,17 @@ def test_refuses_what_cannot_be():
         Loader(Numbers(30), 5, rank=2, world=2)
 
 
+def test_workers_outlive_a_sigterm_to_the_whole_group(pictures):
+    """The main process still finishes its step and saves."""
+    loader = Loader(open_dataset(pictures, image_size=24), 1, workers=2)
+    batches = loader.epoch(0)
+    next(batches)
+    for worker in loader._pool._iterator._workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(batches)) == 15
+    loader.close()
+
+
 def test_killed_worker_is_said_plainly(pictures):
     loader = Loader(open_dataset(pictures, image_size=24), 1, workers=2)
     batches = loader.epoch(0)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+import mmssl.nn.linear
 from mmssl.nn.linear import Linear, _takes_onednn
+
+
+@pytest.fixture(autouse=True)
+def any_size(monkeypatch):
+    """Small products too take the way that is tested here."""
+    monkeypatch.setattr(mmssl.nn.linear, "_SMALLEST", 0)
 
 
 def twins(bias=True):
@@ -61,3 +68,19 @@ def test_other_dtypes_and_autocast_take_the_plain_way():
         assert not _takes_onednn(x, ours.weight)
         assert ours(x).dtype == torch.bfloat16
         assert torch.equal(ours(x), plain(x))
+
+
+def test_small_products_take_the_plain_way(monkeypatch):
+    ours, _ = twins()
+    assert _takes_onednn(torch.randn(4, 24), ours.weight) == torch.backends.mkldnn.is_available()
+    monkeypatch.undo()
+    assert not _takes_onednn(torch.randn(4, 24), ours.weight)
+
+
+def test_it_compiles_in_one_graph():
+    ours, plain = twins()
+    x = torch.randn(6, 24, requires_grad=True)
+    out = torch.compile(ours, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(out, plain(x), atol=1e-5, rtol=1e-5)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, plain.weight.sum(0).expand(6, -1), atol=1e-5, rtol=1e-5)

@@ -98,6 +98,12 @@ def test_both_ways_of_attention_have_the_same_gradient():
     torch.testing.assert_close(*grads, atol=0.05, rtol=0.05)
 
 
+def test_a_batch_too_large_for_one_piece():
+    qkv = torch.randn(5, 300, 3, 8, 4).bfloat16()  # 720,000 weights a sample: two samples at once
+    alone = torch.cat([attend(one) for one in qkv.split(1)])
+    assert torch.equal(attend(qkv), alone)
+
+
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     torch.manual_seed(0)
     drop, x = DropPath(0.3), torch.ones(20000, 1, 2)

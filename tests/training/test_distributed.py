@@ -65,9 +65,17 @@ def test_two_processes_take_the_steps_of_one_and_stop_together(tmp_path):
         torch.testing.assert_close(two[2]["optimizer"][name]["exp_avg"], memory["exp_avg"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_on_a_cpu(precision, dtype):
     team = Processes("cpu", precision)
     with team.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert (team.rank, team.world, team.is_main) == (0, 1, True)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_is_bf16_only_where_the_cpu_multiplies_in_it(native, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with Processes("cpu", "auto").autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if native else torch.float32)

@@ -55,7 +55,7 @@ def test_accumulation_and_uneven_counts_weigh_as_one_batch():
 def test_first_step_has_the_gradient_of_the_mean_over_what_counts():
     model, reference, data = ToyModel(dropout=0), ToyModel(dropout=0), ToyDataset()
     optim = OptimConfig(name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0)
-    loop = LoopConfig(steps=1, batch_size=24, accumulate=4, device="cpu")  # every sample once
+    loop = LoopConfig(steps=1, batch_size=24, accumulate=4, device="cpu", precision="fp32")  # every sample once
     fit(model, data, loop, optim, quiet=True)
     counts = torch.arange(24) % 3 > 0
     loss = (reference.body(data.x[counts]) - data.label[counts]).square().sum() / counts.sum()
@@ -172,7 +172,7 @@ def test_transform_sees_batch_and_keys():
         seen.append((len(batch["x"]), keys.shape, "keys" in batch))
         return batch
 
-    loop = LoopConfig(steps=3, batch_size=8, device="cpu")
+    loop = LoopConfig(steps=3, batch_size=8, device="cpu", precision="fp32")
     fit(ToyModel(), ToyDataset(), loop, OPTIM, transform=transform, quiet=True)
     assert seen == [(8, (8,), False)] * 3
 

@@ -58,7 +58,8 @@ OPTIM = OptimConfig(lr=1e-2, warmup_steps=2)
 
 def train(run: Path | None, model: nn.Module | None = None, dataset: ToyDataset | None = None, **loop) -> FitResult:
     """A short run on the CPU, quiet; `loop` overrides fields of LoopConfig."""
-    settings = {"steps": 10, "batch_size": 8, "log_every": 2, "checkpoint_every": 4, "device": "cpu", **loop}
+    settings = {"steps": 10, "batch_size": 8, "log_every": 2, "checkpoint_every": 4, "device": "cpu"}
+    settings = {**settings, "precision": "fp32", **loop}  # what is compared with a slow version is in fp32
     folder = RunFolder(run) if run is not None else None
     if folder is not None:
         folder.start()
