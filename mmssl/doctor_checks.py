@@ -103,9 +103,9 @@ def _gl_renderer() -> str:
 def _check_video(name: str) -> dict[str, Any]:
     """Decode the tenth frame of a small video that PyAV wrote; only import the reader where PyAV is not here."""
     module = importlib.import_module(name)
-    version = getattr(module, "__version__", "")
+    number = getattr(module, "__version__", "")
     if version("av") is None:
-        return {"text": f"{version} imports"}
+        return {"text": f"{number} imports"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         _write_clip(path)
@@ -114,7 +114,7 @@ def _check_video(name: str) -> dict[str, Any]:
         raise RuntimeError(
             f"frame 10 of a test video was decoded wrongly (mean {float(frame[..., 0].mean()):.0f}, not 100)"
         )
-    return {"text": f"{version} decodes H.264"}
+    return {"text": f"{number} decodes H.264"}
 
 
 def _write_clip(path: Path) -> None:

@@ -69,6 +69,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if not self.tokenizers:
             raise MmsslError("an encoder needs at least one tokenizer.")
+        if any("." in name for name in self.tokenizers):
+            raise MmsslError(f"modality names cannot hold a dot, got {list(self.tokenizers)}; rename the camera.")
         if self.depth < 1:
             raise MmsslError(f"depth must be at least 1, got {self.depth}.")
         self.block(0)
@@ -99,7 +101,7 @@ class Features:
     grid: dict[str, tuple[int, ...]]
 
     def pooled(self, how: Literal["mean", "cls", "max"] = "mean") -> Tensor:
-        """One vector a sample, (B, D): mean or maximum over the valid patch tokens, or the cls token."""
+        """One vector a sample, (B, D): mean or maximum over the valid patch tokens (0 without any), or the cls token."""
         if how == "cls":
             if self.cls is None:
                 raise MmsslError("this encoder has no cls token; pool with 'mean' or 'max'.")
@@ -108,7 +110,10 @@ class Features:
             weight = self.valid.to(self.tokens.dtype)[..., None]  # (B, N, 1)
             return (self.tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
         if how == "max":
-            return self.tokens.masked_fill(~self.valid[..., None], -math.inf).amax(1)
+            if self.tokens.shape[1] == 0:
+                return self.tokens.sum(1)
+            largest = self.tokens.masked_fill(~self.valid[..., None], -math.inf).amax(1)
+            return largest.masked_fill(~self.valid.any(1, keepdim=True), 0)
         raise unknown_name("pooling", how, ("mean", "cls", "max"))
 
     def map(self, modality: str | None = None) -> Tensor:
@@ -226,6 +231,8 @@ class Encoder(nn.Module):
                 f"the mask of {tokenizer.modality!r} must be bool with the shape {wanted} (True = masked), "
                 f"got {mask.dtype} {tuple(mask.shape)}."
             )
+        if mask.device != x.device:
+            raise MmsslError(f"the mask of {tokenizer.modality!r} is on {mask.device} and the batch on {x.device}.")
         return ragged_index(mask) if visible is None else (visible_index(mask, visible), None)
 
     def require(self, batch: dict[str, Tensor], modality: str) -> Tensor:
@@ -249,18 +256,20 @@ class Encoder(nn.Module):
             tokenizer.check(self.require(batch, name))
 
     def resize(self, image_size: int | tuple[int, int]) -> "Encoder":
-        """Take images of another size (pixels) from now on, in place: position tables are interpolated bicubically."""
-        configs = dict(self.config.tokenizers)
-        for name, tokenizer in self.tokenizers.items():
-            if not isinstance(tokenizer.config, ImageTokenizerConfig):
-                continue
-            configs[name] = replace(tokenizer.config, image_size=as_pair(image_size))
-            old_grid = tokenizer.grid
-            (height, width), (p, q) = configs[name].image_size, configs[name].patch_size
-            tokenizer.config, tokenizer.grid = configs[name], (height // p, width // q)
+        """Take images of another size (pixels) from now on, in every image modality and in place.
+
+        Position tables are interpolated bicubically. Raises an `MmsslError`, and changes nothing, where a patch size
+        does not divide the new size.
+        """
+        images = {n: t for n, t in self.tokenizers.items() if isinstance(t.config, ImageTokenizerConfig)}
+        changed = {name: replace(t.config, image_size=as_pair(image_size)) for name, t in images.items()}
+        for name, tokenizer in images.items():
+            old_grid, tokenizer.config = tokenizer.grid, changed[name]
+            (height, width), (p, q) = changed[name].image_size, changed[name].patch_size
+            tokenizer.grid = (height // p, width // q)
             table = interpolate_positions(tokenizer.pos_embed.data, old_grid, tokenizer.grid)
             tokenizer.pos_embed = nn.Parameter(table, tokenizer.pos_embed.requires_grad)
-        self.config = replace(self.config, tokenizers=configs)
+        self.config = replace(self.config, tokenizers={**self.config.tokenizers, **changed})
         return self
 
     def save_pretrained(self, folder: Path | str) -> None:

@@ -115,7 +115,7 @@ def test_the_real_thing_fits_a_screen():
     done = subprocess.run([sys.executable, "-m", "mmssl.cli", "doctor"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) <= 45
-    for word in ("torch ", "GFLOP/s", "bf16", "frames/s", "soundfile", "GB free"):
+    for word in ("torch ", "GFLOP/s", "bf16", "frames/s", "decodes H.264", "soundfile", "GB free"):
         assert word in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 

@@ -120,6 +120,7 @@ def test_nothing_visible_without_cls_is_not_nan():
     mask = torch.ones(2, 24, dtype=torch.bool)
     mask[0, :3] = False
     features = model(images(2), {"image": mask})
+    assert features.pooled("max").isfinite().all() and features.pooled("max")[1].abs().max() == 0
     assert features.cls is None and features.tokens.isfinite().all()
     with pytest.raises(MmsslError, match="no cls token"):
         features.pooled("cls")
@@ -228,6 +229,7 @@ def test_wrong_masks_are_named():
         ({"dim": 30}, "multiple of heads"),
         ({"depth": 0}, "depth"),
         ({"tokenizers": {}}, "at least one"),
+        ({"tokenizers": {"image/a.b": image_config()}}, "dot"),
         ({"dim": 30, "heads": 3}, "multiple of 4"),
     ],
 )

@@ -103,6 +103,7 @@ class MAE(Method):
         super().__init__(config)
         self.encoder = Encoder(config.encoder_config())
         self.sampler = MASKS[config.mask](config.mask_ratio)
+        self.grid = self.tokenizer.grid
         positions = self.tokenizer.position_table(config.decoder_dim, "sincos")
         self.decoder = MaskedDecoder(
             self.encoder.embed_dim, self.tokenizer.patch_dim, positions, config.decoder_block(), config.decoder_depth
@@ -130,6 +131,8 @@ class MAE(Method):
     def _predict(self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None, keys: Tensor | None) -> "Prediction":
         modality, grids = self.config.modality, self.encoder.grids
         self.encoder.require(batch, modality)
+        if self.tokenizer.grid != self.grid:
+            raise MmsslError(f"the encoder was resized to a lattice of {grids[modality]}, the decoder has {self.grid}.")
         if masks is None:
             masks = self.sampler(grids, default_keys(batch, [modality]) if keys is None else keys)
             visible = self.sampler.visible(grids)

@@ -342,3 +342,6 @@ def test_wrong_batches_and_masks_are_named():
         model(images(), {})
     with pytest.raises(MmsslError, match=r"\(3, 24\)"):
         model(images(), keys=torch.arange(2))
+    model.encoder.resize((24, 16))
+    with pytest.raises(MmsslError, match="resized"):
+        model(images(2, (24, 16)))
