@@ -6,9 +6,9 @@
 
 A step is forward, backward and fused AdamW, with the same optimizer for every side, on the same images. The sides take
 turns within each round, in an order that rotates, so that a slow minute of the machine hits all of them; a ratio is the
-median of the rounds' own ratios, with their quartiles. The share is ours and theirs alike: multiply-adds that our model
-needs (attention and linear layers, backward counted twice forward), over the time and over the fastest matrix product
-that this machine did in the same run.
+median of the rounds' own ratios, with their quartiles. The share is, for every side alike, the multiply-adds that our
+model does (linear layers and attention; backward counted as twice forward), over the time and over the fastest square
+matrix product that this machine did in the same run, by any library that torch can call.
 """
 
 import math
@@ -141,12 +141,14 @@ def multiply_adds(config: MAEConfig, batch: int) -> float:
     tokens, patch, visible = 196, 768, 49
     embed = visible * patch * shape.dim
 
-    def blocks(n: int, depth: int, dim: int) -> float:
-        return depth * (12 * n * dim**2 + 2 * n**2 * dim)
+    def block(n: int, dim: int, out: int) -> float:
+        """`n` tokens in, `out` tokens out: k and v of all, everything else of those that come out."""
+        return 2 * n * dim**2 + 10 * out * dim**2 + 2 * out * n * dim
 
-    forward = blocks(visible + 1, shape.depth, shape.dim) + (visible + 1) * shape.dim * config.decoder_dim
-    forward += blocks(tokens + 1, config.decoder_depth, config.decoder_dim)
-    forward += (tokens - visible) * config.decoder_dim * patch
+    masked, width = tokens - visible, config.decoder_dim
+    forward = shape.depth * block(visible + 1, shape.dim, visible + 1) + (visible + 1) * shape.dim * width
+    forward += (config.decoder_depth - 1) * block(tokens + 1, width, tokens + 1) + block(tokens + 1, width, masked)
+    forward += masked * width * patch
     return batch * (3 * forward + 2 * embed)
 
 

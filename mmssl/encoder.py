@@ -101,7 +101,7 @@ class Features:
     grid: dict[str, tuple[int, ...]]
 
     def pooled(self, how: Literal["mean", "cls", "max"] = "mean") -> Tensor:
-        """One vector a sample, (B, D): mean or maximum over the valid patch tokens (0 without any), or the cls token."""
+        """One vector a sample (B, D): mean or maximum of the valid patch tokens (0 without any), or the cls token."""
         if how == "cls":
             if self.cls is None:
                 raise MmsslError("this encoder has no cls token; pool with 'mean' or 'max'.")

@@ -14,7 +14,8 @@ class MaskedDecoder(nn.Module):
     """MAE's decoder: a narrow transformer over the visible tokens and one shared mask token at each masked place.
 
     The sequence is [cls, visible, masked] and is never put back in raster order: attention does not care, every token
-    carries its position, and the tokens to predict lie in one piece at the end. He et al. 2022 (arXiv 2111.06377).
+    carries its position, and the tokens to predict lie in one piece at the end; the last block computes no others.
+    He et al. 2022 (arXiv 2111.06377).
 
     Args:
         embed_dim: width D of the encoder.
@@ -60,6 +61,6 @@ class MaskedDecoder(nn.Module):
         if cls is not None:
             parts.insert(0, self.embed(cls)[:, None])
         x = torch.cat(parts, dim=1)  # (B, [1 +] n + m, dim)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, key_mask)
-        return self.pred(self.norm(x[:, x.shape[1] - masked.shape[1] :]))
+        return self.pred(self.norm(self.blocks[-1](x, key_mask, last=masked.shape[1])))

@@ -70,41 +70,48 @@ class Attention(nn.Module):
             return self.qkv.bias
         return torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """x (B, N, D); key_mask bool (B, N), True = a real token. Returns (B, N, D)."""
-        batch, n, dim = x.shape
-        qkv = linear(x, self.qkv.weight, self._qkv_bias())
-        qkv = qkv.view(batch, n, 3, self.heads, dim // self.heads)
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, last: int | None = None) -> Tensor:
+        """x (B, N, D); key_mask bool (B, N), True = a real token. Returns (B, N, D), or with `last` (B, last, D)."""
         if key_mask is not None:
             # A row without any real token attends to all of them: its output is ignored, but must not be NaN.
             key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None, :]  # (B, 1, 1, N)
-        return self.drop(self.proj(attend(qkv, key_mask)))
+        return self.drop(self.proj(attend(*self._heads_of(x, last), key_mask)))
+
+    def _heads_of(self, x: Tensor, last: int | None) -> tuple[Tensor, ...]:
+        """q (B, N or last, heads, d), k and v (B, N, heads, d)."""
+        dim, weight, bias = x.shape[-1], self.qkv.weight, self._qkv_bias()
+        if last is None:
+            return linear(x, weight, bias).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q_bias, kv_bias = (None, None) if bias is None else (bias[:dim], bias[dim:])
+        q = linear(x[:, x.shape[1] - last :], weight[:dim], q_bias).unflatten(-1, (self.heads, -1))
+        return q, *linear(x, weight[dim:], kv_bias).unflatten(-1, (2, self.heads, -1)).unbind(2)
 
 
-def attend(qkv: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention of packed q, k, v (B, N, 3, heads, d) -> (B, N, heads * d).
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of q (B, M, heads, d) to k, v (B, N, heads, d) -> (B, M, heads * d).
 
-    mask: bool, broadcast to (B, heads, N, N), True = may be attended to.
+    mask: bool, broadcast to (B, heads, M, N), True = may be attended to.
     """
-    if mask is None and qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.shape[1] <= 512:
-        return _attend_by_products(qkv)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+    if mask is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[1] <= 512:
+        return _attend_by_products(q, k, v)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, heads, M or N, d)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def _attend_by_products(qkv: Tensor) -> Tensor:
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same for short sequences in bfloat16 on a CPU, where torch's flash kernel is three times as slow.
 
     (Measured forward and backward, 197 tokens, 16 heads of 32: the plain products are oneDNN's, the kernel's are not.)
     A few samples at a time, so that the weights stay in the cache and their memory is used again.
     """
-    batch, n, _, heads, d = qkv.shape
-    at_once = max(1, 2**21 // (heads * n * n))
+    batch, m, heads, d = q.shape
+    at_once = max(1, 2**21 // (heads * k.shape[1] ** 2))
     if batch > at_once:
-        return torch.cat([_attend_by_products(part) for part in qkv.split(at_once)])
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, n, d)
-    weights = torch.bmm(q * d**-0.5, k.transpose(1, 2)).softmax(-1)  # (B * heads, N, N)
-    return torch.bmm(weights, v).view(batch, heads, n, d).transpose(1, 2).flatten(2)
+        parts = zip(*(t.split(at_once) for t in (q, k, v)), strict=True)
+        return torch.cat([_attend_by_products(*part) for part in parts])
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q * d**-0.5, k, v))  # (B * heads, M or N, d)
+    weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)  # (B * heads, M, N)
+    return torch.bmm(weights, v).view(batch, heads, m, d).transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
@@ -166,12 +173,16 @@ class Block(nn.Module):
         self.ls2 = scale()
         self.drop_path = DropPath(config.drop_path)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """x (B, N, D); key_mask bool (B, N), True = a real token. Returns (B, N, D)."""
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, last: int | None = None) -> Tensor:
+        """x (B, N, D); key_mask bool (B, N), True = a real token. Returns (B, N, D).
+
+        With `last` only the last so many tokens are computed, from all of them: (B, last, D).
+        """
+        rest = x if last is None else x[:, x.shape[1] - last :]
         if self.post_norm:
-            x = self.norm1(x + self.drop_path(self.ls1(self.attn(x, key_mask))))
+            x = self.norm1(rest + self.drop_path(self.ls1(self.attn(x, key_mask, last))))
             return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), key_mask)))
+        x = rest + self.drop_path(self.ls1(self.attn(self.norm1(x), key_mask, last)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 

@@ -75,9 +75,10 @@ def test_row_without_a_real_token_is_not_nan():
 def test_attention_of_packed_heads(masked):
     """Against the formula, one head and one sample at a time; bfloat16 goes another way on a CPU."""
     qkv, mask = torch.randn(2, 21, 3, 4, 8), None
+    exact, half = qkv.unbind(2), qkv.bfloat16().unbind(2)
     if masked:
         mask = (torch.arange(21) < 15).expand(2, 1, 1, 21)
-    out, short = attend(qkv, mask), attend(qkv.bfloat16(), mask).float()
+    out, short = attend(*exact, mask), attend(*half, mask).float()
     for b in range(2):
         for h in range(4):
             q, k, v = qkv[b, :, :, h].unbind(1)
@@ -93,15 +94,28 @@ def test_both_ways_of_attention_have_the_same_gradient():
     x = torch.randn(2, 21, 3, 4, 8)
     grads = []
     for qkv in (x.clone().requires_grad_(), x.bfloat16().requires_grad_()):
-        attend(qkv).square().sum().backward()
+        attend(*qkv.unbind(2)).square().sum().backward()
         grads.append(qkv.grad.float())
     torch.testing.assert_close(*grads, atol=0.05, rtol=0.05)
 
 
 def test_a_batch_too_large_for_one_piece():
     qkv = torch.randn(5, 300, 3, 8, 4).bfloat16()  # 720,000 weights a sample: two samples at once
-    alone = torch.cat([attend(one) for one in qkv.split(1)])
-    assert torch.equal(attend(qkv), alone)
+    alone = torch.cat([attend(*one.unbind(2)) for one in qkv.split(1)])
+    assert torch.equal(attend(*qkv.unbind(2)), alone)
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": "qv", "norm": "post"}, {"qkv_bias": "none", "layer_scale": 0.1}])
+@pytest.mark.parametrize("last", [0, 1, 4, 9])
+def test_the_last_tokens_alone_are_the_same(options, last):
+    block = perturb(Block(BlockConfig(dim=16, heads=2, **options)))
+    x, mask = torch.randn(2, 9, 16), torch.arange(9)[None] < torch.tensor([[6], [9]])
+    for key_mask in (None, mask):
+        torch.testing.assert_close(
+            block(x, key_mask, last=last), block(x, key_mask)[:, 9 - last :], atol=1e-5, rtol=1e-5
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (block(x, last=last) - block(x)[:, 9 - last :]).abs().sum() < 0.05
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
