@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import tyro
@@ -45,6 +46,8 @@ class Settings:
     sides: tuple[str, ...] = ("ours", "ours compiled", "transformers", "timm blocks")
     threads: int | None = None
     """CPU threads; default: torch's own choice."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """`cpu` counts the processor time of this process: for a machine that others use too, with one thread."""
 
 
 class TimmMAE(nn.Module):
@@ -152,12 +155,13 @@ def multiply_adds(config: MAEConfig, batch: int) -> float:
     return batch * (3 * forward + 2 * embed)
 
 
-def seconds(call: Step, device: str) -> float:
-    start = time.perf_counter()
+def seconds(call: Step, settings: Settings) -> float:
+    clock = time.process_time if settings.clock == "cpu" else time.perf_counter
+    start = clock()
     call()
-    if device == "cuda":
+    if settings.device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 @dataclass
@@ -165,17 +169,18 @@ class MatrixRate:
     """The fastest square matrix product seen, in multiply-adds a second; fp32 by MKL and by oneDNN."""
 
     dtype: str
-    device: str
+    settings: Settings
     best: float = 0.0
     operands: list[Tensor] = field(default_factory=list)
 
     def measure(self) -> None:
-        n = 8192 if self.device == "cuda" else 2048
-        self.operands = self.operands or [torch.randn(n, n, device=self.device, dtype=DTYPES[self.dtype])] * 2
+        device = self.settings.device
+        n = 8192 if device == "cuda" else 2048
+        self.operands = self.operands or [torch.randn(n, n, device=device, dtype=DTYPES[self.dtype])] * 2
         a, b = self.operands
         for product in (lambda: a @ b, lambda: linear(a, b)):
             product()
-            self.best = max(self.best, n**3 / min(seconds(product, self.device) for _ in range(3)))
+            self.best = max(self.best, n**3 / min(seconds(product, self.settings) for _ in range(3)))
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -194,17 +199,20 @@ def compare(size: str, dtype: str, settings: Settings) -> None:
             steps[side] = step
         except Exception as error:  # no compiler, no transformers: the other sides still say something
             print(f"  {side}: left out ({type(error).__name__}: {str(error).splitlines()[0][:80]})")
-    rate, times = MatrixRate(dtype, settings.device), {side: [] for side in steps}
+    rate, times = MatrixRate(dtype, settings), {side: [] for side in steps}
     for number in range(settings.rounds):
         rate.measure()
         order = list(steps)[number % len(steps) :] + list(steps)[: number % len(steps)]
         for side in order:
-            times[side].append(seconds(steps[side], settings.device))
+            times[side].append(seconds(steps[side], settings))
     print_table(size, dtype, settings, times, multiply_adds(config, settings.batch), rate.best)
 
 
 def print_table(size: str, dtype: str, settings: Settings, times: dict, work: float, rate: float) -> None:
-    print(f"\nViT-{size}/16, {dtype}, batch {settings.batch}, {settings.device}, {settings.rounds} rounds; ", end="")
+    print(
+        f"\nViT-{size}/16, {dtype}, batch {settings.batch}, {settings.device}, {settings.rounds} rounds, {settings.clock} time; ",
+        end="",
+    )
     print(f"matrix product {2 * rate / 1e9:,.0f} GFLOP/s, {2 * work / 1e9:,.0f} GFLOP a step")
     baseline = times.get("transformers", [math.nan] * settings.rounds)
     for side, values in times.items():

@@ -1,10 +1,12 @@
-"""What every test needs: headless rendering is chosen before anything imports mujoco, which looks only once."""
+"""What every test needs, set before anything imports mujoco or torch, which look only once."""
 
 import os
 import sys
 
 import pytest
 
+# The tensors of tests are small: more threads only wait for each other, all the more on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 if sys.platform.startswith("linux"):
     os.environ.setdefault("MUJOCO_GL", "egl")
 
