@@ -209,11 +209,8 @@ def compare(size: str, dtype: str, settings: Settings) -> None:
 
 
 def print_table(size: str, dtype: str, settings: Settings, times: dict, work: float, rate: float) -> None:
-    print(
-        f"\nViT-{size}/16, {dtype}, batch {settings.batch}, {settings.device}, {settings.rounds} rounds, {settings.clock} time; ",
-        end="",
-    )
-    print(f"matrix product {2 * rate / 1e9:,.0f} GFLOP/s, {2 * work / 1e9:,.0f} GFLOP a step")
+    print(f"\nViT-{size}/16, {dtype}, batch {settings.batch}, {settings.device}, {settings.rounds} rounds, ", end="")
+    print(f"{settings.clock} time; matrix product {2 * rate / 1e9:,.0f} GFLOP/s, {2 * work / 1e9:,.0f} GFLOP a step")
     baseline = times.get("transformers", [math.nan] * settings.rounds)
     for side, values in times.items():
         middle = statistics.median(values)
