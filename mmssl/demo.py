@@ -59,12 +59,12 @@ class Plan:
 
     @property
     def episodes(self) -> int:
-        return 8 if self.is_tiny else max(8, min(40, round(self.budget / 12)))
+        return 8 if self.is_tiny else max(8, min(40, round(self.budget / 15)))
 
     @property
     def pretraining(self) -> float:
         """Seconds of pretraining, at most."""
-        return 0.25 * self.budget if self.is_tiny else 0.55 * self.budget
+        return 0.25 * self.budget if self.is_tiny else 0.5 * self.budget
 
     @property
     def judging(self) -> float:
