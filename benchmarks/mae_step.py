@@ -4,23 +4,14 @@
     python benchmarks/mae_step.py --sizes small base --rounds 3
     python benchmarks/mae_step.py --device cuda --sizes base --batch 256 --dtypes bf16
 
-A step is forward, backward and fused AdamW, with the same optimizer for every side, on the same images. The sides take
-turns within each round, in an order that rotates, so that a slow minute of the machine hits all of them; a ratio is the
-median of the rounds' own ratios, with their quartiles. The share is, for every side alike, the multiply-adds that our
-model does (linear layers and attention; backward counted as twice forward), over the time and over the fastest square
-matrix product that this machine did in the same run, by any library that torch can call.
+How it is measured: `step_timing.py`, beside this file.
 """
 
-import math
-import statistics
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
 
 import torch
 import tyro
+from step_timing import BASELINE, Settings, Step, Task, run, training_step
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
@@ -28,26 +19,8 @@ from torch import Tensor, nn
 from mmssl.keys import sample_keys
 from mmssl.losses import norm_pix_target
 from mmssl.methods.mae import MAE, MAEConfig
-from mmssl.nn.linear import linear
 
-Step = Callable[[], None]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass
-class Settings:
-    """What to time."""
-
-    sizes: tuple[str, ...] = ("small",)
-    dtypes: tuple[str, ...] = ("fp32", "bf16")
-    batch: int = 32
-    rounds: int = 7
-    device: str = "cpu"
-    sides: tuple[str, ...] = ("ours", "ours compiled", "transformers", "timm blocks")
-    threads: int | None = None
-    """CPU threads; default: torch's own choice."""
-    clock: Literal["wall", "cpu"] = "wall"
-    """`cpu` counts the processor time of this process: for a machine that others use too, with one thread."""
+SIDES = ("ours", "ours compiled", BASELINE, "timm blocks")
 
 
 class TimmMAE(nn.Module):
@@ -105,7 +78,7 @@ def transformers_mae(config: MAEConfig) -> nn.Module:
     )
 
 
-def make_step(side: str, config: MAEConfig, dtype: str, batch: int, device: str) -> Step:
+def make_step(config: MAEConfig, side: str, dtype: str, batch: int, device: str) -> Step:
     """One whole training step of a side."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8, device=device)
@@ -118,28 +91,17 @@ def make_step(side: str, config: MAEConfig, dtype: str, batch: int, device: str)
             total, count = forward({"image": images}, keys=keys)["loss"]
             return total / count
     else:
-        model = (transformers_mae(config) if side == "transformers" else TimmMAE(config)).to(device).train()
+        model = (transformers_mae(config) if side == BASELINE else TimmMAE(config)).to(device).train()
         pixels = (images / 255 - 0.45) / 0.225  # normalised in the loader, where these users do it: not timed
 
         def loss() -> Tensor:
-            return model(pixel_values=pixels).loss if side == "transformers" else model(pixels)
+            return model(pixel_values=pixels).loss if side == BASELINE else model(pixels)
 
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
-    cast = torch.autocast(device, torch.bfloat16) if dtype == "bf16" else nullcontext()
-
-    def step() -> None:
-        with cast:
-            value = loss()
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    return training_step(model, loss, dtype, device)
 
 
-def multiply_adds(config: MAEConfig, batch: int) -> float:
-    """Multiply-adds of a step of ours: forward, and twice that backward (the patches themselves need no gradient)."""
+def multiply_adds(config: MAEConfig) -> float:
+    """Of a step of ours with one image: forward, and twice that backward (the patches themselves need no gradient)."""
     shape = config.encoder_config()
     tokens, patch, visible = 196, 768, 49
     embed = visible * patch * shape.dim
@@ -152,84 +114,17 @@ def multiply_adds(config: MAEConfig, batch: int) -> float:
     forward = shape.depth * block(visible + 1, shape.dim, visible + 1) + (visible + 1) * shape.dim * width
     forward += (config.decoder_depth - 1) * block(tokens + 1, width, tokens + 1) + block(tokens + 1, width, masked)
     forward += masked * width * patch
-    return batch * (3 * forward + 2 * embed)
+    return 3 * forward + 2 * embed
 
 
-def seconds(call: Step, settings: Settings) -> float:
-    clock = time.process_time if settings.clock == "cpu" else time.perf_counter
-    start = clock()
-    call()
-    if settings.device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-@dataclass
-class MatrixRate:
-    """The fastest square matrix product seen, in multiply-adds a second; fp32 by MKL and by oneDNN."""
-
-    dtype: str
-    settings: Settings
-    best: float = 0.0
-    operands: list[Tensor] = field(default_factory=list)
-
-    def measure(self) -> None:
-        device = self.settings.device
-        n = 8192 if device == "cuda" else 2048
-        self.operands = self.operands or [torch.randn(n, n, device=device, dtype=DTYPES[self.dtype])] * 2
-        a, b = self.operands
-        for product in (lambda: a @ b, lambda: linear(a, b)):
-            product()
-            self.best = max(self.best, n**3 / min(seconds(product, self.settings) for _ in range(3)))
-
-
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return low, middle, high
-
-
-def compare(size: str, dtype: str, settings: Settings) -> None:
+def task(size: str) -> Task:
     config = MAEConfig(size=size)
-    steps = {}
-    for side in settings.sides:
-        try:
-            step = make_step(side, config, dtype, settings.batch, settings.device)
-            step()
-            step()
-            steps[side] = step
-        except Exception as error:  # no compiler, no transformers: the other sides still say something
-            print(f"  {side}: left out ({type(error).__name__}: {str(error).splitlines()[0][:80]})")
-    rate, times = MatrixRate(dtype, settings), {side: [] for side in steps}
-    for number in range(settings.rounds):
-        rate.measure()
-        order = list(steps)[number % len(steps) :] + list(steps)[: number % len(steps)]
-        for side in order:
-            times[side].append(seconds(steps[side], settings))
-    print_table(size, dtype, settings, times, multiply_adds(config, settings.batch), rate.best)
-
-
-def print_table(size: str, dtype: str, settings: Settings, times: dict, work: float, rate: float) -> None:
-    print(f"\nViT-{size}/16, {dtype}, batch {settings.batch}, {settings.device}, {settings.rounds} rounds, ", end="")
-    print(f"{settings.clock} time; matrix product {2 * rate / 1e9:,.0f} GFLOP/s, {2 * work / 1e9:,.0f} GFLOP a step")
-    baseline = times.get("transformers", [math.nan] * settings.rounds)
-    for side, values in times.items():
-        middle = statistics.median(values)
-        ratio = quartiles([b / v for b, v in zip(baseline, values, strict=True)])
-        print(
-            f"  {side:14s} {middle:8.3f} s/step {settings.batch / middle:8.1f} images/s   "
-            f"{ratio[1]:5.2f}x transformers [{ratio[0]:.2f}, {ratio[2]:.2f}]   "
-            f"{work / middle / rate:5.0%} of the matrix rate"
-        )
+    return Task(f"ViT-{size}/16", "images", partial(make_step, config), multiply_adds(config))
 
 
 def main(settings: Settings) -> None:
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, sides {', '.join(settings.sides)}")
-    for size in settings.sizes:
-        for dtype in settings.dtypes:
-            compare(size, dtype, settings)
+    run([task(size) for size in settings.sizes], settings)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    main(tyro.cli(Settings, default=Settings(sides=SIDES)))

@@ -4,7 +4,9 @@
 YAML first; every field of it can then be overridden with its dotted name (`--optim.base-lr 1e-3`).
 """
 
+import dataclasses
 import sys
+import typing
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +24,7 @@ VERBS = {
     "pretrain": ("mmssl.training.pretrain:pretrain", "run a pretraining recipe"),
     "finetune": ("mmssl.evaluation.finetune:finetune", "run a fine-tuning recipe on pretrained weights"),
     "probe": ("mmssl.evaluation.probe:probe", "judge frozen features beside a random encoder and raw pixels"),
+    "track": ("mmssl.evaluation.tracking:track", "carry masks, parts or joints through videos with frozen features"),
     "embed": ("mmssl.evaluation.embed:embed", "write the features of a dataset to a safetensors file"),
     "report": ("mmssl.report.html:report", "write the report of a run folder, or compare several"),
     "export": ("mmssl.weights.export:export", "write a run's encoder for users"),
@@ -120,8 +123,32 @@ def _run_recipe(verb: str, rest: list[str]) -> None:
     path = find_resource("configs", rest[0])
     config = load_config(_locate(RECIPES[verb]), path)
     options, rest = _take_options(rest[1:], usage)
-    config = tyro.cli(type(config), default=config, prog=f"mmssl {verb} RECIPE", args=rest)
-    _locate(VERBS[verb][0])(config, **options)
+    _locate(VERBS[verb][0])(override(config, rest, f"mmssl {verb} RECIPE"), **options)
+
+
+def override(config: Any, words: list[str], prog: str) -> Any:
+    """A recipe with the fields changed that `words` name: `--optim.base-lr 1e-3`, `--loop.compile True`.
+
+    A group of fields that is not set (`data.clip: null`) begins with its defaults where one of its fields is named.
+    """
+    for word in words:
+        if word.startswith("--"):
+            config = _begin(config, word[2:].partition("=")[0].replace("-", "_").split(".")[:-1])
+    # A group that may be null is no subcommand, and True or False stand behind the name of a switch.
+    style = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    return tyro.cli(type(config), default=config, prog=prog, args=words, config=style)
+
+
+def _begin(config: Any, path: list[str]) -> Any:
+    """The config with the group at `path` filled with its defaults, if it is one that may be null, and is."""
+    if not path or not hasattr(config, path[0]):
+        return config
+    inner = getattr(config, path[0])
+    if inner is None:
+        kinds = typing.get_args(typing.get_type_hints(type(config))[path[0]])
+        inner = next((kind() for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    inner = _begin(inner, path[1:])
+    return config if inner is getattr(config, path[0]) else dataclasses.replace(config, **{path[0]: inner})
 
 
 def _take_options(rest: list[str], usage: str) -> tuple[dict[str, Any], list[str]]:

@@ -1,4 +1,5 @@
-"""`mmssl doctor`: what works on this machine, in one screen, and the one command that mends each thing that does not.
+"""`mmssl doctor`: what works on this machine, in one screen, and the one command that mends each thing that does not;
+with `--data`, which files of a dataset can be used.
 
 Every check that touches a driver or a compiled package runs in a process of its own, with a time limit: an OpenGL
 driver that crashes, or a package that was built for another torch, is a line in the answer and not the end of it.
@@ -34,11 +35,35 @@ class Finding:
     mend: str = ""
 
 
-def doctor() -> None:
-    """Print what works here, and the command that mends each thing that does not.
+def doctor(
+    data: str | None = None,
+    workers: int | None = None,
+    limit: float = 300.0,
+    shortest: int = 1,
+    skip_list: Path | None = None,
+) -> None:
+    """Print what works here, and the command that mends each thing that does not; or, with --data, which files do.
 
-    The exit code is 1 only where something that mmssl cannot do without is missing or broken.
+    The exit code is 1 only where something that mmssl cannot do without is missing or broken, or where every file is.
+
+    Args:
+        data: decode every file of this dataset, whole, and write a skip list of those that cannot be used: a folder of
+            videos or images, a list of videos, a dataset card, a recording. Nothing else is looked at.
+        workers: with --data: processes that decode; None takes one a core.
+        limit: with --data: seconds that one file may take; then its process is killed, and the file is bad.
+        shortest: with --data: videos with fewer frames are bad too.
+        skip_list: with --data: where to write the list; None writes PATH.skip.txt beside the data.
     """
+    if data is None:
+        _check_machine()
+        return
+    from mmssl.doctor_data import check_data
+
+    if not check_data(data, workers, limit, shortest, skip_list):
+        raise SystemExit(1)
+
+
+def _check_machine() -> None:
     began = time.monotonic()
     print(_machine())
     findings: list[Finding] = []
@@ -102,11 +127,11 @@ def look_at_rendering() -> list[Finding]:
 
 
 def look_at_decoding() -> list[Finding]:
-    """Each reader of video and sound; for video one of three is enough."""
-    names = ("decord", "torchcodec", "av", "soundfile", "torchaudio")
+    """Each reader of video and sound; for video one of two is enough."""
+    names = ("torchcodec", "av", "soundfile", "torchaudio")
     with ThreadPoolExecutor(2) as pool:
         found = dict(zip(names, pool.map(lambda name: run_check(name, 60), names), strict=True))
-    has_video = any("error" not in found[name] for name in ("decord", "torchcodec", "av"))
+    has_video = any("error" not in found[name] for name in ("torchcodec", "av"))
     findings = []
     for name in names:
         extra = "audio" if name in ("soundfile", "torchaudio") else "video"

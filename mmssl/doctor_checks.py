@@ -135,9 +135,12 @@ def _read_av(av: Any, path: str) -> Any:
         return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)][10]
 
 
+def _read_torchcodec(_: Any, path: str) -> Any:
+    return importlib.import_module("torchcodec.decoders").VideoDecoder(path)[10].permute(1, 2, 0).float().numpy()
+
+
 _READ_FRAME: dict[str, Callable[[Any, str], Any]] = {
-    "decord": lambda decord, path: decord.VideoReader(path, num_threads=1)[10].asnumpy(),
-    "torchcodec": lambda torchcodec, path: torchcodec.decoders.VideoDecoder(path)[10].permute(1, 2, 0).float().numpy(),
+    "torchcodec": _read_torchcodec,
     "av": _read_av,
 }
 
@@ -212,7 +215,6 @@ def version(name: str) -> str | None:
 CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
     "compute": _check_compute,
     "rendering": _check_rendering,
-    "decord": lambda: _check_video("decord"),
     "torchcodec": lambda: _check_video("torchcodec"),
     "av": lambda: _check_video("av"),
     "soundfile": _check_soundfile,

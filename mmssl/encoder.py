@@ -2,7 +2,7 @@
 
 It is the same object before pretraining, after it, and inside a policy. Weight names are timm's where timm has them
 (`cls_token`, `blocks.N.*`, `norm.*`); each modality has `tokenizers.<modality>.proj` and `.pos_embed` (1, N, D), a
-table of patch positions without a row for cls.
+table of patch positions without a row for cls (ST-MAE's: `.pos_embed_spatial` and `.pos_embed_temporal`).
 """
 
 import json
@@ -22,11 +22,10 @@ from mmssl import __version__
 from mmssl.config import from_dict, to_dict
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.masking import ragged_index, visible_index
-from mmssl.nn.positions import interpolate_positions
 from mmssl.nn.transformer import Block, BlockConfig, init_weights
 from mmssl.registry import TOKENIZERS
 from mmssl.tokenizers.base import Positions, Tokenizer, TokenizerConfig
-from mmssl.tokenizers.image import ImageTokenizerConfig, as_pair
+from mmssl.tokenizers.image import ImageTokenizerConfig, PixelTokenizer
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (192, 12, 3),
@@ -64,7 +63,8 @@ class EncoderConfig:
     final_norm: bool = True
     """LayerNorm after the last block."""
     positions: Positions = "sincos"
-    """Fixed tables with the column first (MAE) or the row first (`sincos_row`), learned ones, or none."""
+    """Fixed tables with the column first (MAE) or the row first (`sincos_row`), VideoMAE's `sinusoid`, learned ones
+    (`learned`, ST-MAE's `separable`), or none."""
 
     def __post_init__(self) -> None:
         if not self.tokenizers:
@@ -117,7 +117,7 @@ class Features:
         raise unknown_name("pooling", how, ("mean", "cls", "max"))
 
     def map(self, modality: str | None = None) -> Tensor:
-        """Tokens of one unmasked modality as a feature map: (B, h, w, D) for an image."""
+        """Tokens of one unmasked modality as a feature map: (B, h, w, D) for an image, (B, t, h, w, D) for a clip."""
         name = modality or next(iter(self.grid))
         if name not in self.grid:
             raise unknown_name("modality", name, self.grid)
@@ -255,20 +255,22 @@ class Encoder(nn.Module):
         for name, tokenizer in self.tokenizers.items():
             tokenizer.check(self.require(batch, name))
 
-    def resize(self, image_size: int | tuple[int, int]) -> "Encoder":
-        """Take images of another size (pixels) from now on, in every image modality and in place.
+    def resize(self, image_size: int | tuple[int, int] | None = None, frames: int | None = None) -> "Encoder":
+        """Take images of another size (pixels), and clips of other sizes or lengths, from now on and in place.
 
-        Position tables are interpolated bicubically. Raises an `MmsslError`, and changes nothing, where a patch size
-        does not divide the new size.
+        Position tables are interpolated, over places and over times; VideoMAE's sinusoid is made anew. Raises an
+        `MmsslError`, and changes nothing, where a patch size or a tubelet does not divide the new size.
         """
-        images = {n: t for n, t in self.tokenizers.items() if isinstance(t.config, ImageTokenizerConfig)}
-        changed = {name: replace(t.config, image_size=as_pair(image_size)) for name, t in images.items()}
-        for name, tokenizer in images.items():
-            old_grid, tokenizer.config = tokenizer.grid, changed[name]
-            (height, width), (p, q) = changed[name].image_size, changed[name].patch_size
-            tokenizer.grid = (height // p, width // q)
-            table = interpolate_positions(tokenizer.pos_embed.data, old_grid, tokenizer.grid)
-            tokenizer.pos_embed = nn.Parameter(table, tokenizer.pos_embed.requires_grad)
+        given = {k: v for k, v in (("image_size", image_size), ("frames", frames)) if v is not None}
+        pixels = {n: t for n, t in self.tokenizers.items() if isinstance(t, PixelTokenizer)}
+        if frames is not None and not any(hasattr(t.config, "frames") for t in pixels.values()):
+            raise MmsslError(f"this encoder reads {list(self.modalities)} and no clips; leave out frames.")
+        changed = {
+            name: replace(t.config, **{k: v for k, v in given.items() if hasattr(t.config, k)})
+            for name, t in pixels.items()
+        }
+        for name, tokenizer in pixels.items():
+            tokenizer.resize(changed[name])
         self.config = replace(self.config, tokenizers={**self.config.tokenizers, **changed})
         return self
 

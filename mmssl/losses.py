@@ -1,22 +1,82 @@
 """Losses: pure functions of tensors. A loss is a pair (sum, count), so that uneven batches weigh right when joined."""
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
+_PIECE = 2**16  # values of a target made at once on a CPU: they stay in the cache from one pass to the next
+
+
+@torch.no_grad()
 def norm_pix_target(patches: Tensor, per_channel: bool = False, channels: int = 3) -> Tensor:
-    """Patches (..., P) standardised each by itself: MAE's norm-pix target.
+    """Patches (..., P) standardised each by itself: MAE's norm-pix target, a constant without gradient.
 
     MAE: over all P values, (t - mean) / sqrt(var + 1e-6). With `per_channel` (VideoMAE): over the values of each
     channel (channel fastest in a patch), (t - mean) / (sqrt(var) + 1e-6). The variance is the unbiased one in both.
     """
-    patches = patches.float()
+    if per_channel:
+        return norm_pix_channels(patches.unflatten(-1, (-1, channels)).mT)
+    return _by_pieces(_norm_pix, patches, 1)
+
+
+@torch.no_grad()
+def norm_pix_channels(pixels: Tensor) -> Tensor:
+    """The same `per_channel`, of patches (..., C, P / C) with the channel slowest, uint8 or float in [0, 1].
+
+    Returns float32 (..., P), channel fastest.
+    """
+    return _by_pieces(_norm_pix_channels, pixels, 2)
+
+
+def _norm_pix(patches: Tensor) -> Tensor:
+    _, centred, var = _moments(patches.float())
+    return centred / (var + 1e-6).sqrt()
+
+
+def _norm_pix_channels(pixels: Tensor) -> Tensor:
+    unit = 255 if pixels.dtype == torch.uint8 else 1
+    _, centred, var = _moments(pixels.float().contiguous())
+    return (centred / (var.sqrt() + 1e-6 * unit)).mT.flatten(-2)
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (..., 1), values less their mean (..., n), and unbiased variance (..., 1).
+
+    Measured on a CPU, float32: torch.var_mean takes 6.6 ns a value, these three passes 0.9.
+    """
+    mean = values.mean(dim=-1, keepdim=True)
+    centred = values - mean
+    return mean, centred, centred.square().sum(dim=-1, keepdim=True) / (values.shape[-1] - 1)
+
+
+def _by_pieces(function: Callable[[Tensor], Tensor], x: Tensor, axes: int) -> Tensor:
+    """`function` of x, which works along the last `axes` axes; on a CPU a few rows at a time."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= _PIECE:
+        return function(x)
+    rows, out = x.flatten(0, -1 - axes), torch.empty(x.numel(), dtype=torch.float32)
+    out = out.view(len(rows), -1)  # (rows, P)
+    at_once = max(1, _PIECE // out.shape[1])
+    for piece, place in zip(rows.split(at_once), out.split(at_once), strict=True):
+        place.copy_(function(piece))
+    return out.view(*x.shape[:-axes], -1)
+
+
+def patch_statistics(patches: Tensor, per_channel: bool = False, channels: int = 3) -> tuple[Tensor, Tensor]:
+    """What `norm_pix_target` subtracts and divides by: mean and scale, each (..., 1), or (..., channels)."""
     if not per_channel:
-        var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (var + 1e-6).sqrt()
-    pixels = patches.unflatten(-1, (-1, channels))  # (..., P / channels, channels)
-    var, mean = torch.var_mean(pixels, dim=-2, keepdim=True)
-    return ((pixels - mean) / (var.sqrt() + 1e-6)).flatten(-2)
+        mean, _, var = _moments(patches.float())
+        return mean, (var + 1e-6).sqrt()
+    mean, _, var = _moments(patches.float().unflatten(-1, (-1, channels)).mT)
+    return mean[..., 0], var[..., 0].sqrt() + 1e-6
+
+
+def undo_norm_pix(target: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Inverse of `norm_pix_target` under the statistics (..., 1) or (..., channels) of each patch."""
+    pixels = target.unflatten(-1, (-1, mean.shape[-1]))  # (..., P / channels, channels)
+    return (pixels * scale[..., None, :] + mean[..., None, :]).flatten(-2)
 
 
 def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -30,7 +90,9 @@ def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor | None = None) 
     Returns:
         sum over tokens of the mean over P, and the number of tokens; float32 scalars.
     """
-    error = (prediction.float() - target.float()).square().mean(dim=-1)  # (B, M)
+    prediction, target = prediction.float(), target.float()
     if valid is None:
-        return error.sum(), torch.full((), error.numel(), dtype=torch.float32, device=error.device)
+        total = F.mse_loss(prediction, target, reduction="sum") / target.shape[-1]
+        return total, torch.full((), target.shape[:-1].numel(), dtype=torch.float32, device=target.device)
+    error = F.mse_loss(prediction, target, reduction="none").mean(dim=-1)  # (B, M)
     return (error * valid).sum(), valid.sum().float()

@@ -3,6 +3,10 @@
 import pytest
 
 from mmssl import cli
+from mmssl.config import load_config
+from mmssl.data.clips import ClipSampling
+from mmssl.paths import find_resource
+from mmssl.training.pretrain import PretrainConfig
 
 
 def run(capsys, *args):
@@ -54,3 +58,12 @@ def test_unknown_field_of_a_recipe_gives_the_nearest(capsys):
 def test_list_shows_recipes_and_methods(capsys):
     code, out, _ = run(capsys, "list")
     assert code == 0 and "mae/pretrain_tiny_demo" in out and "\n  mae\n" in out
+
+
+def test_a_group_that_is_null_is_filled_where_one_of_its_fields_is_named():
+    config = load_config(PretrainConfig, find_resource("configs", "mae/pretrain_tiny_demo"))
+    assert config.data.clip is None and cli.override(config, ["--loop.compile", "True"], "x").data.clip is None
+    changed = cli.override(config, ["--data.clip.how", "pair", "--data.clip.frames=2", "--loop.compile", "True"], "x")
+    assert changed.data.clip == ClipSampling(how="pair", frames=2) and changed.loop.compile
+    again = cli.override(changed, ["--data.clip.gap", "3", "9"], "x")
+    assert again.data.clip == ClipSampling(how="pair", frames=2, gap=(3, 9))

@@ -13,6 +13,7 @@ from mmssl.training.pretrain import PretrainConfig
 
 CLASSES = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "linear": FinetuneConfig}
 RECIPES = [name for name in list_resources("configs") if not name.startswith("benchmark/")]
+VIDEO_SIZES = ("small", "base", "large", "huge")
 STEPS_AN_EPOCH = {4096: 312, 1024: 1251, 16384: 78}
 
 
@@ -29,7 +30,11 @@ def header(name: str) -> str:
 
 def test_the_published_recipes_are_there():
     wanted = {f"mae/{job}_{size}_imagenet" for job in CLASSES for size in ("base", "large", "huge")}
-    assert wanted | {"mae/pretrain_tiny_demo"} <= set(RECIPES)
+    wanted |= {f"videomae/{job}_{s}_kinetics400" for job in ("pretrain", "finetune") for s in VIDEO_SIZES}
+    wanted |= {f"videomae/{job}_base_{data}" for job in ("pretrain", "finetune") for data in ("ssv2", "ucf101")}
+    wanted |= {f"siammae/pretrain_small_kinetics400{epochs}" for epochs in ("", "-2000ep")}
+    wanted |= {"stmae/pretrain_large_kinetics400", "stmae/finetune_large_kinetics400", "mae/pretrain_tiny_demo"}
+    assert wanted <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -75,6 +80,42 @@ def test_published_figures(name, peak, epochs, warmup, decay):
     if name.startswith("pretrain"):
         assert config.method.patch_size == (14 if "huge" in name else 16) and config.method.norm_pix
         assert config.optim.betas == (0.9, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "epochs", "repeats", "stride"),
+    [
+        ("videomae/pretrain_small_kinetics400", 6e-4, 1600, 1, 4),
+        ("videomae/pretrain_base_kinetics400", 1.2e-3, 1600, 1, 4),
+        ("videomae/pretrain_large_kinetics400", 3e-4, 1600, 1, 4),
+        ("videomae/pretrain_huge_kinetics400", 6e-4, 1600, 1, 4),
+        ("videomae/pretrain_base_ssv2", 1.2e-3, 2400, 1, 2),
+        ("videomae/pretrain_base_ucf101", 2.25e-4, 3200, 1, 4),
+        ("videomae/finetune_base_kinetics400", 7.5e-4, 75, 2, 4),
+        ("videomae/finetune_large_kinetics400", 1e-3, 35, 2, 4),
+        ("videomae/finetune_huge_kinetics400", 2e-3, 50, 2, 4),
+        ("videomae/finetune_base_ssv2", 7.5e-4, 30, 2, None),
+        ("videomae/finetune_base_ucf101", 2.5e-4, 100, 2, 4),
+        ("stmae/pretrain_large_kinetics400", 8e-4, 400, 4, 4),
+        ("siammae/pretrain_small_kinetics400", 1.2e-3, 200, 2, None),
+        ("siammae/pretrain_small_kinetics400-2000ep", 1.2e-3, 1000, 2, None),
+    ],
+)
+def test_published_figures_of_video(name, peak, epochs, repeats, stride):
+    """The peak learning rate counts videos, not their repeats, where the authors' code does."""
+    config = load(name)
+    assert config.optim.schedule(config.loop.batch_size, 10**6, 100).peak == pytest.approx(peak)
+    assert (config.loop.epochs, config.loop.repeats) == (epochs, repeats)
+    clip = config.data.clip
+    assert (clip.stride if clip.how == "dense" else None) == stride
+    if "finetune" in name:
+        assert clip.test_crops == 3 and clip.test_clips == (2 if "ssv2" in name else 5)
+        assert config.data.augmentation.hflip == (0 if "ssv2" in name else 0.5)
+    elif name.startswith("videomae"):
+        assert config.method.mask_ratio == (0.75 if "ucf101" in name else 0.9) and config.method.mask == "tube"
+        assert config.data.augmentation.crop_scales == (1, 0.875, 0.75, 0.66) and config.data.augmentation.hflip == 0
+    elif name.startswith("siammae"):
+        assert clip.how == "pair" and clip.gap == (4, 48) and config.method.mask_ratio == 0.95
 
 
 def test_any_field_is_overridden_by_its_dotted_name():

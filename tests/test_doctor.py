@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from mmssl import cli, doctor_checks
 from mmssl import doctor as module
-from mmssl import doctor_checks
+from mmssl.data.skip_list import read_skip_list
 from mmssl.doctor import Finding, doctor, look_at_decoding, look_at_disk, look_at_packages, look_at_rendering, run_check
+from mmssl.doctor_data import list_beside
+from mmssl.errors import MmsslError
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, **found: dict) -> None:
@@ -58,11 +62,11 @@ def test_no_rendering_names_what_to_install(monkeypatch):
 
 
 def test_one_video_reader_is_enough(monkeypatch):
-    answers(monkeypatch, decord={"error": "gone"}, torchcodec={"error": "gone"})
+    answers(monkeypatch, torchcodec={"error": "gone"})
     found = {f.thing: f for f in look_at_decoding()}
-    assert found["av"].state == "ok" and found["decord"].state == "missing" and found["decord"].mend == ""
-    answers(monkeypatch, decord={"error": "gone"}, torchcodec={"error": "gone"}, av={"error": "gone"})
-    assert all("[video]" in f.mend for f in look_at_decoding() if f.thing in ("decord", "torchcodec", "av"))
+    assert found["av"].state == "ok" and found["torchcodec"].state == "missing" and found["torchcodec"].mend == ""
+    answers(monkeypatch, torchcodec={"error": "gone"}, av={"error": "gone"})
+    assert all("[video]" in f.mend for f in look_at_decoding() if f.thing in ("torchcodec", "av"))
 
 
 def test_packages_that_are_missing_or_too_old(monkeypatch):
@@ -126,3 +130,66 @@ def test_answers_survive_noise_on_stdout(capsys):
     del doctor_checks.CHECKS["loud"]
     last = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(last.removeprefix(doctor_checks.MARK)) == {"x": 1}
+
+
+# With --data.
+
+
+@pytest.fixture
+def videos(tmp_path, monkeypatch) -> Path:
+    """Two good files, a short one, and three that cannot be used."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "data"))
+    import video_toys as toys
+
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name, n in (("a.mp4", 70), ("b.mp4", 64), ("short.mp4", 9)):
+        toys.write_video(folder / name, n=n, size=(16, 24))
+    toys.truncated(folder / "cut.mp4", n=70, size=(16, 24))
+    toys.audio_only(folder / "sound.mp4")
+    toys.empty(folder / "zero.mp4")
+    return folder
+
+
+def test_every_file_is_decoded_and_the_bad_ones_are_listed(videos, capsys):
+    cli.main(["doctor", "--data", str(videos), "--workers", "2", "--limit", "30"])
+    printed, listed = capsys.readouterr().out, videos.parent / "videos.skip.txt"
+    assert "videos: 6 files decoded whole, 3 good, 3 bad" in printed and "9 to 70 frames" in printed
+    for words in ("cut.mp4: damaged, cut off", "sound.mp4: it has no video stream", "zero.mp4: the file is empty"):
+        assert f"{videos}/{words}" in printed
+    assert "1 good one" in printed and f"{videos / 'short.mp4'}: 9 frames" in printed  # named, and not listed
+    assert str(listed) in printed
+    assert {Path(name).name for name in read_skip_list(listed)} == {"cut.mp4", "sound.mp4", "zero.mp4"}
+
+
+def test_videos_that_are_too_short_are_listed_where_asked(videos, tmp_path, capsys):
+    cli.main(["doctor", "--data", str(videos), "--shortest", "65", "--skip-list", str(tmp_path / "mine.txt")])
+    assert "1 good, 5 bad" in capsys.readouterr().out
+    reasons = {Path(name).name: reason for name, reason in read_skip_list(tmp_path / "mine.txt").items()}
+    assert reasons["short.mp4"] == "too short: 9 frames, 65 wanted" and "b.mp4" in reasons
+
+
+def test_exit_code_where_nothing_can_be_used(videos, capsys):
+    for name in ("a.mp4", "b.mp4", "short.mp4"):
+        (videos / name).unlink()
+    with pytest.raises(SystemExit) as left:
+        doctor(str(videos))
+    assert left.value.code == 1 and "0 good, 3 bad" in capsys.readouterr().out
+
+
+def test_data_that_is_not_there(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MmsslError, match="is empty"):
+        doctor(str(tmp_path / "empty"))
+    with pytest.raises(MmsslError, match="there is no folder and no dataset card"):
+        doctor("nowhere")
+
+
+def test_a_list_that_cannot_be_written(videos, tmp_path):
+    with pytest.raises(MmsslError, match=r"cannot be written there; say where with --skip-list FILE"):
+        doctor(str(videos), skip_list=tmp_path / "no" / "folder.txt")
+
+
+def test_where_the_list_goes(tmp_path):
+    assert list_beside(str(tmp_path)) == tmp_path.parent / f"{tmp_path.name}.skip.txt"
+    assert list_beside("mmssl/metaworld/reach-v0") == Path("mmssl-metaworld-reach-v0.skip.txt")

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from mmssl.errors import MmsslError
 from mmssl.keys import sample_keys
-from mmssl.masking import MASKS, BlockMask, GridMask, RandomMask, ragged_index, visible_index
+from mmssl.masking import MASKS, BlockMask, GridMask, RandomMask, TubeMask, ragged_index, visible_index
+
+IMAGE_MASKS = ["block", "grid", "random"]
+
 
 
 def keys(n, seed=0):
@@ -26,7 +29,7 @@ def test_published_counts(n, ratio, visible):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(sorted(MASKS)),
+    st.sampled_from(IMAGE_MASKS),
     st.integers(1, 17),
     st.integers(1, 17),
     st.floats(0.01, 0.99),
@@ -43,13 +46,46 @@ def test_every_row_has_the_exact_count_and_the_same_keys_the_same_mask(name, row
     assert torch.equal(sampler(grids, keys(4, seed)[order])["a"], masks["a"][order])
 
 
-@pytest.mark.parametrize("name", sorted(MASKS))
+@pytest.mark.parametrize("name", IMAGE_MASKS)
 def test_every_token_is_masked_about_as_often(name):
     mask = MASKS[name](0.75)({"image": (8, 8)}, keys(4000))["image"]
     rate = mask.float().mean(0)
     low, high = (0.72, 0.78) if name != "block" else (0.4, 0.95)  # rectangles reach the middle more often
     assert rate.min() > low and rate.max() < high
     assert (mask[0] != mask[1]).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(*(st.integers(1, 9) for _ in range(3)), st.floats(0.01, 0.99), st.integers(-(2**40), 2**40))
+def test_tubes_are_the_same_places_at_every_time(times, rows, columns, ratio, seed):
+    sampler, grids = TubeMask(ratio), {"a": (times, rows, columns), "b": (times, columns, rows)}
+    masks = sampler(grids, keys(4, seed))
+    masked = int(ratio * rows * columns)
+    for modality, mask in masks.items():
+        tubes = mask.view(4, times, rows * columns)
+        assert mask.dtype == torch.bool and (tubes == tubes[:, :1]).all()
+        assert tubes[:, 0].sum(1).tolist() == [masked] * 4
+        assert sampler.visible(grids)[modality] == (rows * columns - masked) * times
+        assert torch.equal(mask, sampler(grids, keys(4, seed))[modality])
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(sampler(grids, keys(4, seed)[order])["a"], masks["a"][order])
+
+
+def test_tubes_of_videomae():
+    sampler, grids = TubeMask(0.9), {"video": (8, 14, 14)}
+    assert sampler.visible(grids) == {"video": 160} and TubeMask(0.75).visible(grids) == {"video": 392}
+    mask = sampler(grids, keys(3000))["video"].view(-1, 8, 196)
+    rate = mask[:, 0].float().mean(0)
+    assert rate.min() > 0.87 and rate.max() < 0.93
+    assert (mask[0] != mask[1]).any()
+    with pytest.raises(MmsslError, match=r"times, rows and columns, got \(14, 14\)"):
+        sampler({"image": (14, 14)}, keys(2))
+
+
+def test_equal_draws_do_not_cut_a_tube(monkeypatch):
+    monkeypatch.setattr("mmssl.masking.uniform", lambda keys, n, stream: torch.zeros(len(keys), n))
+    mask = TubeMask(0.5)({"video": (3, 2, 2)}, keys(2))["video"].view(2, 3, 4)
+    assert (mask == mask[:, :1]).all() and mask[0, 0].sum() == 2
 
 
 def test_modalities_get_masks_of_their_own():

@@ -28,11 +28,13 @@ class DatasetCard:
     Args:
         name: what reports call it.
         modality: the batch key of its main input.
-        kind: how it is read: "image_folder", "huggingface" or "recorded".
+        kind: how it is read: "image_folder", "video_folder", "frame_folder", "video_list", "huggingface" or "recorded".
         layout: the files and folders as they lie on disk, in words.
         how_to_get: the steps that bring it here.
         licence: licence of the data.
         path: where it lies, relative to the card; `~` and `${VARIABLE}` are filled in.
+        lists: for lists of videos: split name -> its list, below `path`.
+        root: for lists of videos: what their paths are relative to, below `path`; null for each list's own folder.
         tasks: for recorded data: the tasks, each "suite/task", joined in this order.
         task: what its default label means; null for none.
         target: its default label, where there are several.
@@ -49,6 +51,8 @@ class DatasetCard:
     how_to_get: str
     licence: str
     path: str | None = None
+    lists: dict[str, str] | None = None
+    root: str | None = None
     tasks: tuple[str, ...] = ()
     task: Task | None = None
     target: str | None = None

@@ -19,6 +19,12 @@ from mmssl.keys import uniform
 
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 Box = tuple[int, int, int, int]  # left, top, right, bottom; whole pixels
+# (across, down) in quarters of what is left over: corners and centre, then middles of the sides and inner quarters
+_FIXED_OFFSETS = (
+    *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2)),
+    *((0, 2), (4, 2), (2, 4), (2, 0)),
+    *((1, 1), (3, 1), (1, 3), (3, 3)),
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Geometry:
         """Uniform numbers for each sample of a batch, or None where nothing is drawn in the worker."""
         if keys is None or augmentation is None:
             return None
-        if augmentation.crop_scale is None and not augmentation.rand_augment:
+        if not crops_at_random(augmentation) and not augmentation.rand_augment:
             return None
         wanted = 4 * augmentation.crop_attempts + RAND_AUGMENT_DRAWS * augmentation.rand_augment_ops
         return uniform(keys, wanted, CROP_STREAM).tolist()
@@ -52,9 +58,7 @@ class Geometry:
         """All pictures of one sample, cropped alike: uint8 (H, W, 3), depth float32 (H, W), segmentation int (H, W)."""
         main = next(iter(raw.values()))
         height, width = upright_size(main) if isinstance(main, Image.Image) else main.shape[:2]
-        box = None
-        if draws is not None and augmentation is not None and augmentation.crop_scale is not None:
-            box = random_crop(height, width, draws, augmentation)
+        box = drawn_box((height, width), self.image_size, draws, augmentation)
         out = {}
         for key, picture in raw.items():
             if key.startswith(("depth", "segmentation")):
@@ -90,6 +94,21 @@ class Geometry:
         return np.asarray(picture.resize((width, height), method, box=box))
 
 
+def crops_at_random(augmentation: Augmentation) -> bool:
+    return augmentation.crop_scale is not None or augmentation.crop_scales is not None
+
+
+def drawn_box(
+    seen: tuple[int, int], size: tuple[int, int] | None, draws: list[float] | None, augmentation: Augmentation | None
+) -> Box | None:
+    """The random crop of a picture of (height, width) `seen` for the output `size`; None for the evaluation crop."""
+    if draws is None or augmentation is None or not crops_at_random(augmentation):
+        return None
+    if augmentation.crop_scales is not None:
+        return multi_scale_crop(*seen, size, draws, augmentation.crop_scales)
+    return random_crop(*seen, draws, augmentation)
+
+
 def random_crop(height: int, width: int, draws: list[float], augmentation: Augmentation) -> Box:
     """Random-resized crop of Szegedy et al. 2015 (Inception) from uniform draws, four an attempt.
 
@@ -109,6 +128,24 @@ def random_crop(height: int, width: int, draws: list[float], augmentation: Augme
             top, left = int(down * (height - h + 1)), int(across * (width - w + 1))
             return left, top, left + w, top + h
     return _central_box(height, width, augmentation.crop_ratio)
+
+
+def multi_scale_crop(
+    height: int, width: int, size: tuple[int, int] | None, draws: list[float], scales: tuple[float, ...]
+) -> Box:
+    """TSN's multi-scale crop (Wang et al. 2016; VideoMAE pretrains with it) from two uniform draws.
+
+    A side within 3 pixels of the output's is taken as the output's, which saves the resizing.
+    """
+    short = min(height, width)
+    sides = [max(1, int(short * scale)) for scale in scales]
+    heights, widths = ([wanted if size and abs(s - wanted) < 3 else s for s in sides] for wanted in size or (0, 0))
+    pairs = [(h, w) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= 1]
+    h, w = pairs[int(draws[0] * len(pairs))]
+    h, w = min(h, height), min(w, width)
+    across, down = _FIXED_OFFSETS[int(draws[1] * len(_FIXED_OFFSETS))]
+    left, top = across * ((width - w) // 4), down * ((height - h) // 4)
+    return left, top, left + w, top + h
 
 
 def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
@@ -152,8 +189,13 @@ def centre(picture: Image.Image, size: tuple[int, int] | None, fraction: float, 
     width, height = picture.size
     if fraction == 1.0 and (height, width) == size:
         return picture
-    cover = max(size[0] / fraction / height, size[1] / fraction / width)
-    new_w, new_h = max(int(width * cover + 1e-6), size[1]), max(int(height * cover + 1e-6), size[0])
+    new_h, new_w = cover_size((height, width), size, fraction)
     picture = picture.resize((new_w, new_h), method)
     left, top = round((new_w - size[1]) / 2), round((new_h - size[0]) / 2)
     return picture.crop((left, top, left + size[1], top + size[0]))
+
+
+def cover_size(seen: tuple[int, int], size: tuple[int, int], fraction: float) -> tuple[int, int]:
+    """(height, width) of a picture of the size `seen` scaled so that it just covers `size` / fraction."""
+    cover = max(size[0] / fraction / seen[0], size[1] / fraction / seen[1])
+    return max(int(seen[0] * cover + 1e-6), size[0]), max(int(seen[1] * cover + 1e-6), size[1])

@@ -5,12 +5,13 @@ are counted and named, and the next readable one stands in their place, until th
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.data.clips import ClipSampling
 from mmssl.data.crops import Geometry
 from mmssl.data.decode import UNREADABLE
 from mmssl.data.transforms import Augmentation
@@ -31,8 +32,10 @@ class BadFiles:
         self.limit = limit
         self.total = total
         self.names: dict[str, str] = {}  # file name -> reason
-        self.places: set[int] = set()
+        self.places: set[int] = set()  # those that are excluded too
         self.found: list[tuple[int, str, str]] = []  # (place, name, reason), in the order in which they were met
+        self.excluded: dict[str, str] = {}  # left out from the start, not counted; file name -> reason
+        self.tell: list[Callable[[str, str], None]] = []  # called with name and reason of each new one
 
     @property
     def count(self) -> int:
@@ -46,10 +49,24 @@ class BadFiles:
         self.found.append((place, name, reason))
         self.names[name] = reason
         log.warning("unreadable, skipped (%d so far): %s: %s", self.count, name, reason)
+        for tell in self.tell:
+            tell(name, reason)
         if self.count > self.limit * self.total:
             raise MmsslError(self.sentence())
 
+    def know(self, place: int, name: str, reason: str) -> None:
+        """Note one that another process has met: nothing is logged, and the limit is that process's business."""
+        self.places.add(place)
+        self.names[name] = reason
+
+    def exclude(self, place: int, name: str, reason: str) -> None:
+        """Leave one out that a skip list names; it does not count against the limit."""
+        self.places.add(place)
+        self.excluded[name] = reason
+
     def sentence(self) -> str:
+        if self.places and not self.names:
+            return f"all of the {len(self.places)} samples are on a skip list; mend the list or the files."
         shown = "; ".join(f"{name} ({reason})" for name, reason in list(self.names.items())[:20])
         more = f"; and {self.count - 20} more" if self.count > 20 else ""
         return (
@@ -72,9 +89,15 @@ class Dataset:
             split must never cut through one.
         geometry: how a picture becomes a fixed-size array.
         bad: the unreadable samples so far.
+        clip: how the frames of its clips are chosen; None for images.
+        views: places of each video, one after the other: clips x crops at test time, else 1.
+        announce: called with its place before a sample is read; a worker process is watched through it.
     """
 
     modality = "image"
+    clip: ClipSampling | None = None
+    views = 1
+    announce: Callable[[int], None] = staticmethod(lambda place: None)
 
     def __init__(self, name: str, geometry: Geometry, max_bad: float = 0.01):
         self.name = name
@@ -109,9 +132,19 @@ class Dataset:
         """The raw sample: {"image": PIL image or uint8 (H, W, 3) array, ...}. Raises one of `decode.UNREADABLE`."""
         raise NotImplementedError
 
+    def decode_whole(self, place: int) -> int:
+        """Read all there is of a sample and throw it away: its number of frames. Raises one of `decode.UNREADABLE`."""
+        self.geometry.apply(self.read(place), None, None)
+        return 1
+
     def sample_name(self, place: int) -> str:
         """What a message calls the sample, usually its path."""
         return f"{self.name}[{place}]"
+
+    @property
+    def root(self) -> "Dataset":
+        """The dataset that reads the files: this one, or what it is a part of. `bad`, `announce` count its places."""
+        return self
 
     def _labels(self, target: str) -> Tensor:
         """Labels of all samples for one of `targets`: int64 (N,) or float32 (N, K)."""
@@ -178,6 +211,7 @@ class Dataset:
             here = (place + step) % len(self)
             if here in self.bad.places:
                 continue
+            self.announce(here)
             try:
                 return here, self.geometry.apply(self.read(here), draws, augmentation)
             except MmsslError:
@@ -238,12 +272,12 @@ class Dataset:
 
 
 def stack_planes(batch: Tensor, key: str) -> Tensor:
-    """(B, H, W, 3) pictures, (B, H, W) depth or (B, H, W) ids in the layout of the batch contract."""
+    """Pictures (..., H, W, 3), depth (..., H, W) or ids (..., H, W) in the layout of the batch contract."""
     if key.startswith("depth"):
-        return batch.float()[:, None]  # (B, 1, H, W)
+        return batch.float().unsqueeze(-3)  # (..., 1, H, W)
     if key.startswith("segmentation"):
-        return batch.long()  # (B, H, W)
-    return batch.permute(0, 3, 1, 2).contiguous()  # (B, 3, H, W)
+        return batch.long()  # (..., H, W)
+    return torch.from_numpy(np.ascontiguousarray(batch.movedim(-1, -3).numpy()))  # (..., 3, H, W), twice torch's speed
 
 
 class Subset(Dataset):
@@ -257,9 +291,14 @@ class Subset(Dataset):
         self.modality, self.task, self.target = parent.modality, parent.task, parent.target
         self.targets, self.classes = parent.targets, parent.classes
         self.groups = None if parent.groups is None else parent.groups[places]
+        self.clip, self.views = parent.clip, parent.views
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def root(self) -> Dataset:
+        return self.parent.root
 
     def sample_name(self, place: int) -> str:
         return self.parent.sample_name(int(self.places[place]))

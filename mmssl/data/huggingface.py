@@ -13,7 +13,7 @@ from mmssl import paths
 from mmssl.data.crops import Geometry
 from mmssl.data.dataset import Dataset
 from mmssl.data.decode import open_picture
-from mmssl.data.images import held_out
+from mmssl.data.folders import held_out
 from mmssl.data.memory import PictureCache
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.registry import register_dataset

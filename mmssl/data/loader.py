@@ -4,16 +4,14 @@ The order does not depend on the number of workers or processes: a global batch 
 process takes its share of every global batch. So a run can go on from any batch, and 8 workers give what none give.
 """
 
-import signal
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from mmssl.data.dataset import Dataset
 from mmssl.data.transforms import Augmentation
+from mmssl.data.workers import WorkerPool
 from mmssl.errors import MmsslError
 from mmssl.keys import random_bits, sample_keys
 
@@ -35,6 +33,8 @@ class Loader:
         rank: number of this process.
         world: number of processes.
         pin_memory: put batches into page-locked memory; None does so where there is a GPU.
+        timeout: seconds that a worker may take for one sample; then it is killed, and the sample counts as unreadable.
+            None or 0 waits for ever.
 
     Raises:
         MmsslError: batch size below 1 or not a multiple of `repeats`, or more than the dataset has.
@@ -54,6 +54,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         pin_memory: bool | None = None,
+        timeout: float | None = 60.0,
     ):
         if batch_size < 1 or repeats < 1 or batch_size % repeats:
             raise MmsslError(f"batch_size must be a positive multiple of repeats ({repeats}), got {batch_size}.")
@@ -61,10 +62,9 @@ class Loader:
             raise MmsslError(f"rank must lie in 0..{world - 1}, got {rank}.")
         self.dataset, self.batch_size, self.seed, self.augmentation = dataset, batch_size, seed, augmentation
         self.workers, self.shuffle, self.drop_last, self.repeats = workers, shuffle, drop_last, repeats
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.timeout = rank, world, timeout
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self._pool: DataLoader | None = None
-        self._work: list[tuple[Tensor, Tensor]] = []
+        self._pool: WorkerPool | None = None
         if len(self) == 0:
             raise MmsslError(
                 f"dataset {dataset.name!r} has {len(dataset)} samples, fewer than one batch of "
@@ -102,88 +102,39 @@ class Loader:
 
         Each is the dataset's batch with `index` (B,) and `keys` (B,), the samples' keys for masks and augmentation.
         """
-        work = self.plan(epoch, start)
-        answers = map(_Reader(self.dataset, self.augmentation), work) if not self.workers else self._from_workers(work)
-        for batch, bad, failure in answers:
-            self._take_note(bad, failure)
-            if self.pin_memory and not self.workers:
-                batch = {key: value.pin_memory() for key, value in batch.items()}
-            yield batch
+        return self._do([{"index": index, "keys": keys} for index, keys in self.plan(epoch, start)])
 
-    def _take_note(self, bad: list[tuple[int, str, str]], failure: str | None) -> None:
-        """Count what a worker could not read; where it is too much, or the worker failed, end the workers and raise."""
-        try:
-            for place, name, reason in bad:
-                self.dataset.bad.add(place, name, reason)
-            if failure is not None:
-                raise MmsslError(failure)
-        except MmsslError:
-            self.close()
-            raise
+    def _do(self, pieces: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        read = _Reader(self.dataset, self.augmentation)
+        if self.workers:
+            if self._pool is None or self._pool.ended:
+                if self.dataset.root.target is not None:
+                    self.dataset.root.target_labels()  # kept: else each worker reads them all, while it is timed
+                self._pool = WorkerPool(read, self.workers, self.timeout, self.pin_memory)
+            yield from self._pool.run(pieces)
+            return
+        for piece in pieces:
+            batch = read(piece)
+            yield {key: value.pin_memory() for key, value in batch.items()} if self.pin_memory else batch
 
-    def _from_workers(self, work: list[tuple[Tensor, Tensor]]) -> Iterator[tuple]:
-        self._work[:] = work  # the pool's sampler is this very list
-        if self._pool is None:
-            self._pool = DataLoader(
-                _Reader(self.dataset, self.augmentation, catch=True),
-                batch_size=None,
-                sampler=self._work,
-                num_workers=self.workers,
-                persistent_workers=True,
-                pin_memory=self.pin_memory,
-                worker_init_fn=_start_worker,
-            )
-        try:
-            yield from self._pool
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            self.close()
-            raise MmsslError(
-                f"a data worker ended by itself, most likely for want of memory; use fewer workers. ({error})"
-            ) from None
+    def peek(self) -> dict[str, Tensor]:
+        """The first sample in evaluation geometry, as a batch of one; a worker reads it where there are any."""
+        return next(self._do([{"index": torch.tensor([0])}]))
 
     def close(self) -> None:
-        """End the worker processes.
-
-        They are asked to end here and not left to the garbage collector, which may close their queues before they hear
-        of it; torch then waits five seconds for each.
-        """
-        iterator = getattr(self._pool, "_iterator", None)
+        """End the worker processes."""
+        if self._pool is not None:
+            self._pool.close()
         self._pool = None
-        if iterator is not None:
-            iterator._shutdown_workers()
 
 
 class _Reader:
-    """Reads one piece of work, (index, keys) -> (batch, new unreadable samples, failure); lives in the worker."""
+    """Reads one batch: {"index", "keys"} -> what `Loader.epoch` gives; {"index"} -> it in evaluation geometry."""
 
-    def __init__(self, dataset: Dataset, augmentation: Augmentation | None, catch: bool = False):
-        self.dataset, self.augmentation, self.catch = dataset, augmentation, catch
-        self._told = 0
+    def __init__(self, dataset: Dataset, augmentation: Augmentation | None):
+        self.dataset, self.augmentation = dataset, augmentation
 
-    def __getitem__(self, work: tuple[Tensor, Tensor]) -> tuple[dict | None, list, str | None]:
-        index, keys = work
-        try:
-            batch, failure = self.dataset.fetch(index, keys, self.augmentation), None
-            batch["keys"] = keys
-        except MmsslError as error:
-            if not self.catch:
-                raise
-            batch, failure = None, str(error)
-        new = self.dataset.bad.found[self._told :]
-        self._told += len(new)
-        return batch, new, failure
-
-    __call__ = __getitem__
-
-
-def _start_worker(number: Any) -> None:
-    """A worker leaves Ctrl-C and SIGTERM to the main process, which saves first, and uses one core.
-
-    A SIGTERM to the whole process group (Slurm, systemd, docker) would else end the workers under a main process that
-    still finishes its step; half a minute later they end whatever it does.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
-    torch.set_num_threads(1)
+    def __call__(self, piece: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "keys" not in piece:
+            return self.dataset.fetch(piece["index"])
+        return {**self.dataset.fetch(piece["index"], piece["keys"], self.augmentation), "keys": piece["keys"]}

@@ -1,6 +1,7 @@
-"""Opening a dataset from whatever a user points at: a card, a folder, a recording."""
+"""Opening a dataset from whatever a user points at: a card, a folder, a list of videos, a recording."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,13 @@ from typing import Literal
 
 from mmssl import paths
 from mmssl.data import cards
+from mmssl.data.clips import ClipSampling
 from mmssl.data.dataset import Dataset
+from mmssl.data.folders import IMAGES, VIDEOS
 from mmssl.data.loader import Loader
+from mmssl.data.skip_list import follow_skip_list
 from mmssl.data.transforms import Augmentation
+from mmssl.data.video_list import SUFFIXES as LIST_SUFFIXES
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.registry import DATASETS
 
@@ -23,15 +28,24 @@ class DataConfig:
     """Which data, which part of it, and how it comes out.
 
     Args:
-        source: what to read, one or several that are joined: a card's name or file, a folder of images or of class
-            folders, a recording's folder or id (`mmssl/metaworld/drawer-open-v0`), a Hugging Face folder on disk.
+        source: what to read, one or several that are joined: a card's name or file, a folder of images or of videos or
+            of class folders, a list of videos (`path label` a line, or CSV), a recording's folder or id
+            (`mmssl/metaworld/drawer-open-v0`), a Hugging Face folder on disk.
         split: "train", "test" or "all"; or the name of one of the folder's own splits.
         image_size: height and width of what comes out; null keeps the size on disk.
+        clip: which frames make a clip; null for images, and for files of videos the default of `ClipSampling`. With it
+            a recording gives clips, and a folder of folders of pictures is read as videos.
+        views: every clip and crop of test time (`clip.test_clips` x `clip.test_crops`) as a sample of its own.
         camera: recorded data: which camera; null takes the first.
+        cameras: recorded clips: several cameras at once, each under its own key `video/<camera>`.
         target: which label comes with each sample ("class", "task", "state", ...); "none" for no label.
         cache: "memory" decodes everything once and keeps it as uint8.
         max_bad: share of unreadable files beyond which the run stops.
-        crop_fraction: part of the resized picture that the evaluation crop keeps; null: 0.875, and 1 for recordings.
+        skip_list: a text file that names files to leave out, `path<TAB>reason` a line; what proves unreadable joins it.
+        vet: training decodes every file once before its first step, in processes that can be killed, and leaves out
+            the bad ones; their list is kept in the run folder.
+        crop_fraction: part of the resized picture that the evaluation crop keeps; null: 0.875, and 1 for recordings and
+            videos.
         extras: recorded data: "depth" and "segmentation" beside the image.
         drop_constant: leave out the dimensions of a state that never change.
         test_every: every how manieth episode (or file, where a folder has no splits) is held out.
@@ -41,10 +55,15 @@ class DataConfig:
     source: tuple[str, ...] = ()
     split: str = "train"
     image_size: tuple[int, int] | None = None
+    clip: ClipSampling | None = None
+    views: bool = False
     camera: str | None = None
+    cameras: tuple[str, ...] = ()
     target: str | None = None
     cache: Literal["none", "memory"] = "none"
     max_bad: float = 0.01
+    skip_list: Path | None = None
+    vet: bool = False
     crop_fraction: float | None = None
     extras: tuple[Literal["depth", "segmentation"], ...] = ()
     drop_constant: bool = True
@@ -58,6 +77,8 @@ class DataConfig:
             raise MmsslError(f"max_bad is a share of the dataset in [0, 1], got {self.max_bad!r}.")
         if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
             raise MmsslError(f"crop_fraction must lie in (0, 1], got {self.crop_fraction!r}.")
+        if self.camera is not None and self.cameras:
+            raise MmsslError(f"give camera ({self.camera}) or cameras ({', '.join(self.cameras)}), not both.")
         if self.test_every < 2:
             raise MmsslError(f"test_every must be at least 2, got {self.test_every!r}.")
 
@@ -68,21 +89,25 @@ class DataConfig:
             raise MmsslError(
                 "no data was given: set data.source (or --data) to a dataset card, a folder or a recording."
             )
-        return _open(config)
+        dataset = _open(config)
+        if config.skip_list is not None:
+            follow_skip_list(dataset, Path(config.skip_list).expanduser())
+        return dataset
 
 
 def open_dataset(
     source: str | Path | Sequence[str | Path], *, image_size: int | tuple[int, int] | None = None, **fields
 ) -> Dataset:
-    """Open images or recorded frames; the kind is recognised.
+    """Open images, videos or recordings; the kind is recognised.
 
     Args:
-        source: a card's name or file, a folder, a Minari id, a Hugging Face folder; or a sequence of them, joined.
+        source: a card's name or file, a folder, a list of videos, a Minari id, a Hugging Face folder; or a sequence of
+            them, joined.
         image_size: (height, width) or one number for both; None keeps the size on disk.
         **fields: any other field of `DataConfig`, e.g. split="test", target="state", camera="corner", cache="memory".
 
     Raises:
-        MmsslError: nothing there, an empty folder, no image in it, an unknown split, target, camera or field.
+        MmsslError: nothing there, an empty folder, no image or video in it, an unknown split, target, camera or field.
     """
     known = [f.name for f in dataclasses.fields(DataConfig)]
     for name in fields:
@@ -94,7 +119,7 @@ def open_dataset(
 
 
 def _open(config: DataConfig) -> Dataset:
-    found = [_locate(source) for source in config.source]
+    found = [_locate(source, config.clip is not None) for source in config.source]
     kinds = sorted({kind for kind, _, _ in found})
     if len(kinds) > 1:
         raise MmsslError(
@@ -108,29 +133,37 @@ def _open(config: DataConfig) -> Dataset:
             target=config.target or card.target,
             crop_fraction=card.crop_fraction if config.crop_fraction is None else config.crop_fraction,
         )
-    return DATASETS.get(kinds[0])(folders, config, card)
+    dataset = DATASETS.get(kinds[0])(folders, config, card)
+    if config.clip is not None and dataset.clip is None:
+        raise MmsslError(f"dataset {dataset.name!r} holds images, of which no clip can be made; set clip to null.")
+    return dataset
 
 
-def _locate(source: str) -> tuple[str, list[Path], cards.DatasetCard | None]:
-    """(kind, folders, card or None) of one source."""
+def _locate(source: str, clips: bool) -> tuple[str, list[Path], cards.DatasetCard | None]:
+    """(kind, folders, card or None) of one source; `clips`: whether clips are asked for."""
     path = Path(source).expanduser()
     if path.is_dir():
-        return recognise(path)
+        return recognise(path, clips)
     if path.suffix in (".yaml", ".yml") or source in paths.list_resources("data"):
         card, file = cards.load_card(path if path.is_file() else source)
         return card.kind, cards.card_sources(card, file), card
+    if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+        return "video_list", [path], None
     if path.exists():
-        raise MmsslError(f"{source} is a file; give a folder, a dataset card (.yaml) or the id of a recording.")
+        raise MmsslError(
+            f"{source} is a file; give a folder, a dataset card (.yaml), a list of videos ({' '.join(LIST_SUFFIXES)}) "
+            "or the id of a recording."
+        )
     if re.search(r"-v\d+$", source) or source.count("/") == 1:
         return "recorded", [cards.recording_folder(source)], None
     raise MmsslError(
         f"there is no folder and no dataset card {source!r}; cards: {', '.join(paths.list_resources('data'))}; or give "
-        "the path of a folder of images, or the id of a recording (mmssl/SUITE/TASK-v0)."
+        "the path of a folder of images or videos, or the id of a recording (mmssl/SUITE/TASK-v0)."
     )
 
 
-def recognise(folder: Path) -> tuple[str, list[Path], None]:
-    """(kind, folders, None) of a folder, by what lies in it."""
+def recognise(folder: Path, clips: bool = False) -> tuple[str, list[Path], None]:
+    """(kind, folders, None) of a folder, by what lies in it. With `clips` pictures are the frames of videos."""
     if is_recording(folder):
         return "recorded", [folder], None
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
@@ -140,7 +173,21 @@ def recognise(folder: Path) -> tuple[str, list[Path], None]:
     below = sorted(p.parent.parent for p in folder.glob("**/data/main_data.hdf5"))
     if below:
         return "recorded", below, None
-    return "image_folder", [folder], None
+    media = first_media(folder)
+    if media == "image" and clips:
+        return "frame_folder", [folder], None
+    return "video_folder" if media == "video" else "image_folder", [folder], None
+
+
+def first_media(folder: Path) -> str | None:
+    """ "video" or "image", by the first folder at or below this one that holds any; a video there outweighs images."""
+    for _, names, files in os.walk(folder, followlinks=True):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        if any(VIDEOS.matches(file) for file in files):
+            return "video"
+        if any(IMAGES.matches(file) for file in files):
+            return "image"
+    return None
 
 
 def is_recording(folder: Path) -> bool:

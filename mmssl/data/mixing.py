@@ -6,7 +6,7 @@ import torch
 from scipy.stats import beta
 from torch import Tensor
 
-from mmssl.data.transforms import MIX_STREAM
+from mmssl.data.transforms import MIX_STREAM, is_picture
 from mmssl.errors import MmsslError
 from mmssl.keys import uniform
 
@@ -17,7 +17,8 @@ class Mix:
     """Mixes every sample with the one at the mirrored place of the batch; labels become probabilities.
 
     `mix(batch, keys)` takes {"image": uint8 (B, 3, H, W), "label": int64 (B,)} and int64 keys (B,), and gives the same
-    entries with `label` float32 (B, num_classes), rows summing to 1.
+    entries with `label` float32 (B, num_classes), rows summing to 1. Clips `video` (B, T, 3, H, W) and cameras
+    `image/<camera>`, `video/<camera>` are mixed alike: all pictures of a sample share its weight and its box.
 
     Args:
         num_classes: K.
@@ -51,21 +52,29 @@ class Mix:
         label = batch["label"]
         if label.dim() != 1 or label.is_floating_point():
             raise MmsslError("mixup and cutmix need one class id a sample (task: single_label).")
-        image = batch["image"]
         on, which, u, down, across = uniform(keys, 5, MIX_STREAM).unbind(1)  # (B,) each
         mixed, cut = on < self.prob, which < self.switch
         weight = torch.where(cut, _beta(u, self.cutmix), _beta(u, self.mixup))
-        box = _box(weight, down, across, image.shape[-2:])  # (B, H, W)
+        pictures = {key: x for key, x in batch.items() if is_picture(key)}
+        sizes = {tuple(x.shape[-2:]) for x in pictures.values()}
+        if len(sizes) != 1:
+            found = sorted(sizes) or f"only {', '.join(batch)}"
+            raise MmsslError(f"mixup and cutmix need images or clips of one size in the batch, got {found}.")
+        box = _box(weight, down, across, sizes.pop())  # (B, H, W)
         weight = torch.where(cut, 1 - box.float().mean(dim=(1, 2)), weight)
         weight = torch.where(mixed, weight, torch.ones_like(weight))
-        other = image.flip(0)
-        pasted = torch.where(box[:, None], other, image)
-        blend = weight[:, None, None, None]
-        blended = (image * blend + other * (1 - blend) + 0.5).to(torch.uint8)
-        out = torch.where(cut[:, None, None, None], pasted, blended)
-        out = torch.where(mixed[:, None, None, None], out, image)
+        out = {key: _mixed(x, box, weight, cut, mixed) for key, x in pictures.items()}
         soft = smooth(label, self.num_classes, self.label_smoothing)
-        return {**batch, "image": out, "label": soft * weight[:, None] + soft.flip(0) * (1 - weight[:, None])}
+        return {**batch, **out, "label": soft * weight[:, None] + soft.flip(0) * (1 - weight[:, None])}
+
+
+def _mixed(x: Tensor, box: Tensor, weight: Tensor, cut: Tensor, mixed: Tensor) -> Tensor:
+    """Pictures (B, ..., H, W) with those of the mirrored place pasted in or blended over them."""
+    wide = lambda values: values.view(-1, *[1] * (x.dim() - 1))  # noqa: E731
+    other, blend = x.flip(0), wide(weight)
+    pasted = torch.where(box.view(len(x), *[1] * (x.dim() - 3), *box.shape[1:]), other, x)
+    blended = (x * blend + other * (1 - blend) + 0.5).to(torch.uint8)
+    return torch.where(wide(mixed), torch.where(wide(cut), pasted, blended), x)
 
 
 def smooth(label: Tensor, num_classes: int, smoothing: float) -> Tensor:

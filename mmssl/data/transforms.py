@@ -16,7 +16,7 @@ from mmssl.errors import MmsslError
 from mmssl.keys import mix, uniform
 
 # Streams of `keys.uniform`. Masks use 0 and up; augmentation begins at 1000, so that the two never share a draw.
-CROP_STREAM, FLIP_STREAM, COLOUR_STREAM, ERASE_STREAM, MIX_STREAM = 1000, 1001, 1002, 1003, 1004
+CROP_STREAM, FLIP_STREAM, COLOUR_STREAM, ERASE_STREAM, MIX_STREAM, CLIP_STREAM = range(1000, 1006)
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow and torchvision
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,6 +29,9 @@ class Augmentation:
         crop_scale: share of the picture's area that a random-resized crop takes; null takes the evaluation crop.
         crop_ratio: width / height of the crop.
         crop_attempts: draws until one fits, then a centre crop (torchvision); 1 clamps one draw (MAE's linear probe).
+        crop_scales: instead of `crop_scale` (null): shares of the shorter side, in falling order, from which height and
+            width of the crop are drawn, at most one place apart, at one of 13 fixed positions (TSN's multi-scale crop;
+            VideoMAE: 1, 0.875, 0.75, 0.66).
         interpolation: how the crop is resized.
         hflip: probability of a left-right flip.
         brightness: factor drawn from 1 - b .. 1 + b; contrast and saturation likewise.
@@ -47,6 +50,7 @@ class Augmentation:
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     crop_attempts: int = 10
+    crop_scales: tuple[float, ...] | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     hflip: float = 0.5
     brightness: float = 0.0
@@ -72,8 +76,19 @@ class Augmentation:
             pair = getattr(self, name)
             if pair is not None and not 0 < pair[0] <= pair[1] <= ceiling:
                 raise MmsslError(f"{name} must be two increasing numbers in (0, {ceiling:g}], got {tuple(pair)}.")
+        if self.crop_scales is not None:
+            self._check_scales(self.crop_scales)
         if self.crop_attempts < 1 or self.rand_augment_ops < 1:
             raise MmsslError("crop_attempts and rand_augment_ops must be at least 1.")
+
+    def _check_scales(self, scales: tuple[float, ...]) -> None:
+        if self.crop_scale is not None:
+            raise MmsslError(
+                f"crop_scale {tuple(self.crop_scale)} and crop_scales {tuple(scales)} are two ways to crop; set "
+                "crop_scale to null to use crop_scales."
+            )
+        if not scales or not all(0 < s <= 1 for s in scales) or list(scales) != sorted(scales, reverse=True):
+            raise MmsslError(f"crop_scales must be falling numbers in (0, 1], got {tuple(scales)}.")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -84,8 +99,9 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 class BatchAugment:
     """Flip, colour and erase a batch on its device, each sample by its own key.
 
-    `augment(batch, keys)` takes {"image": uint8 (B, 3, H, W), ...} and int64 keys (B,) and gives a new dict of the same
-    shapes and dtypes. Depth and segmentation are flipped with their image; the frames of a clip share their parameters.
+    `augment(batch, keys)` takes {"image": uint8 (B, 3, H, W), "video": (B, T, 3, H, W), ...} and int64 keys (B,) and
+    gives a new dict of the same shapes and dtypes. Depth and segmentation are flipped with their image; the frames of a
+    clip, and all cameras of a sample, share their parameters.
     """
 
     def __init__(self, augmentation: Augmentation):
@@ -94,7 +110,7 @@ class BatchAugment:
     def __call__(self, batch: dict[str, Tensor], keys: Tensor) -> dict[str, Tensor]:
         batch = self._flip(batch, keys)
         for key in batch:
-            if _is_picture(key):
+            if is_picture(key):
                 batch[key] = self._colour_and_erase(batch[key], keys)
         return batch
 
@@ -104,7 +120,7 @@ class BatchAugment:
             return batch
         flip = uniform(keys, 1, FLIP_STREAM)[:, 0] < self.augmentation.hflip  # (B,)
         for key, x in batch.items():
-            if _is_picture(key) or key.split("/")[0] in ("depth", "segmentation"):
+            if is_picture(key) or key.split("/")[0] in ("depth", "segmentation"):
                 batch[key] = torch.where(flip.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
         return batch
 
@@ -118,7 +134,8 @@ class BatchAugment:
         return clip if x.dim() == 5 else clip[:, 0]
 
 
-def _is_picture(key: str) -> bool:
+def is_picture(key: str) -> bool:
+    """Whether a batch key holds pictures: `image`, `video`, or one camera of either."""
     return key.split("/")[0] in ("image", "video")
 
 

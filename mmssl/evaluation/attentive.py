@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, extract, over_draws
 from mmssl.evaluation.fitting import fit_head
-from mmssl.evaluation.metrics import score
+from mmssl.evaluation.views import score_part
 from mmssl.nn.heads import AttentiveHead
 from mmssl.registry import register_evaluator
 from mmssl.training.optim import Schedule
@@ -77,6 +77,6 @@ def attentive(encoder: nn.Module, data: Splits, config: AttentiveConfig = Attent
             device=device_of(encoder),
             clip_grad=1.0,
         )
-        return score(data.task, predict(test.features), test.labels)
+        return score_part(data.task, predict(test.features), test, logits=True)
 
     return over_draws(train, data.task, config, judge)

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mmssl.data.loading import open_dataset
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.evaluation.features import POOLINGS, extract
-from mmssl.evaluation.sources import image_size_of, load_encoder
+from mmssl.evaluation.frames import fit_to
+from mmssl.evaluation.sources import DataChoice, load_encoder
 from mmssl.training.atomic import write_text
 
 
@@ -22,6 +22,7 @@ def embed(
     split: str = "all",
     target: str | None = None,
     camera: str | None = None,
+    clip: tuple[str, ...] = (),
     batch_size: int = 256,
     workers: int = 0,
     device: str = "auto",
@@ -36,12 +37,14 @@ def embed(
         weights: a run folder, an exported folder, a published checkpoint, or a hub or timm name.
         data: what to embed: a card's name, a folder, or recorded datasets.
         out: the file to write.
-        pooling: mean, cls, max, grid4 (patch tokens averaged to 4x4 cells), flat, or tokens (N x tokens x D).
+        pooling: mean, cls, max, grid4 (patch tokens averaged to 4x4 cells, those of a clip over time too), flat, or
+            tokens (N x tokens x D).
         split: train, test or all.
         target: which label goes along, e.g. task or state.
         camera: which camera of a recorded dataset.
-        batch_size: images in one pass.
-        workers: processes that read images.
+        clip: how clips are sampled, e.g. how=dense frames=8 stride=2, or none; by default as the run did, or dense.
+        batch_size: images, or frames of clips, in one pass.
+        workers: processes that read images or clips.
         device: auto, cpu, cuda or mps.
         max_gb: memory that the features may take.
     """
@@ -53,8 +56,8 @@ def embed(
     if out.suffix != ".safetensors":
         raise MmsslError(f"the features are written to a .safetensors file, and {out} does not end so.")
     encoder = load_encoder(weights, device)
-    dataset = open_dataset(data, split=split, image_size=image_size_of(encoder), target=target, camera=camera)
-    found = extract(encoder, dataset, pooling, batch_size=batch_size, workers=workers, max_gb=max_gb)
+    dataset = DataChoice.for_encoder(encoder, weights, data, clip, target=target, camera=camera).part(split)
+    found = extract(fit_to(encoder, dataset), dataset, pooling, batch_size=batch_size, workers=workers, max_gb=max_gb)
     out.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"features": found.features, "index": found.index, "labels": found.labels, "groups": found.groups}
     tensors = {name: x.contiguous() for name, x in tensors.items() if x is not None}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmssl.data.loading import Loader
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.evaluation.selection import few
+from mmssl.evaluation.views import videos_of
 
 POOLINGS = ("mean", "cls", "max", "grid2", "grid4", "grid8", "flat")
 
@@ -20,15 +21,13 @@ POOLINGS = ("mean", "cls", "max", "grid2", "grid4", "grid8", "flat")
 class EvaluatorConfig:
     """What every evaluator can be told. Each adds its own fields in a subclass."""
 
-    pooling: str = (
-        "mean"  # mean | cls | max | grid4 (patch tokens averaged to 4x4 cells and joined) | flat (all joined)
-    )
+    pooling: str = "mean"  # of patch tokens, see `pool`: mean | cls | max | grid2, grid4, grid8 | flat
     labels_per_class: int | None = None  # few-label probe: labels for each class of a single_label target
     labels: int | None = None  # few-label probe: labels in all, for any target
     draws: int = 1  # random draws of the few labels; the score is their mean, its spread their standard deviation
     seed: int = 0  # of the draws, the held-out part and the head
-    batch_size: int = 256  # images in one pass of the encoder; changes the time, never the score
-    workers: int = 0  # processes that read images
+    batch_size: int = 256  # images, or frames of clips, in one pass of the encoder; changes the time, never the score
+    workers: int = 0  # processes that read images or clips
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -47,6 +46,7 @@ class FeatureSet:
     labels: Tensor | None  # int64 (N,) or float32 (N, K)
     groups: Tensor | None  # int64 (N,)
     index: Tensor  # int64 (N,) place in the dataset
+    views: int = 1  # rows of each video (clips x crops), which share their group and are judged as one
 
     def __len__(self) -> int:
         return len(self.features)
@@ -54,20 +54,27 @@ class FeatureSet:
     def subset(self, rows: Tensor) -> "FeatureSet":
         """The rows in an index tensor."""
         picked = (None if x is None else x[rows] for x in (self.features, self.labels, self.groups, self.index))
-        return FeatureSet(*picked)
+        return FeatureSet(*picked, self.views)
 
 
 def pool(features: Any, how: str) -> Tensor:
-    """(B, D') from an encoder's `Features`: a mean, the cls token, a maximum, a KxK grid of means, or every token.
+    """(B, D') from an encoder's `Features`.
+
+    Args:
+        how: "mean" and "max" of all patch tokens (of a clip: over space and time); "cls", the cls token; "grid2",
+            "grid4", "grid8": the means of K x K cells, joined (of a clip: each over the whole time); "flat": every
+            token, joined.
 
     Raises:
-        MmsslError: an unknown name, a cls token that the encoder lacks, or a grid of tokens that are not one image.
+        MmsslError: an unknown name, a cls token that the encoder lacks, or a grid of tokens that are no lattice.
     """
     if how == "flat":
         return features.tokens.flatten(1)  # (B, N * D)
     if how.startswith("grid") and how in POOLINGS:
         cells = int(how.removeprefix("grid"))
-        maps = features.map().permute(0, 3, 1, 2)  # (B, D, h, w)
+        maps = features.map()
+        maps = maps.mean(1) if maps.dim() == 5 else maps  # (B, t, h, w, D) -> (B, h, w, D)
+        maps = maps.permute(0, 3, 1, 2)  # (B, D, h, w)
         size = (min(cells, maps.shape[2]), min(cells, maps.shape[3]))
         return F.adaptive_avg_pool2d(maps, size).flatten(2).transpose(1, 2).flatten(1)  # (B, cells * cells * D)
     if how not in POOLINGS:
@@ -90,14 +97,20 @@ def encoded(encoder: nn.Module, dataset: Any, batch_size: int, workers: int = 0)
     device, was_training = device_of(encoder), encoder.training
     encoder.eval()
     try:
-        loader = Loader(dataset, min(batch_size, len(dataset)), shuffle=False, drop_last=False, workers=workers)
-        for number, batch in enumerate(loader.epoch(0)):
+        for number, batch in enumerate(in_order(dataset, batch_size, workers)):
             batch = {k: v for k, v in batch.items() if k not in ("label", "keys")}
             if number == 0 and hasattr(encoder, "check"):
                 encoder.check(batch)
             yield encoder({k: v.to(device, non_blocking=True) for k, v in batch.items()}), batch["index"]
     finally:
         encoder.train(was_training)
+
+
+def in_order(dataset: Any, batch_size: int, workers: int = 0) -> Iterator[dict[str, Tensor]]:
+    """The batches of a dataset in its order, in evaluation geometry; `batch_size` counts images or frames of clips."""
+    clip = getattr(dataset, "clip", None)
+    size = max(1, batch_size // (clip.frames if clip is not None else 1))
+    return Loader(dataset, min(size, len(dataset)), shuffle=False, drop_last=False, workers=workers).epoch(0)
 
 
 def extract(
@@ -115,7 +128,7 @@ def extract(
         encoder: anything that maps a batch to `Features`; an attribute `pooling` of it overrules the argument.
         dataset: a `mmssl.data` dataset.
         pooling: one of `POOLINGS`, or "tokens" for all patch tokens, (N, tokens, D).
-        batch_size: images in one pass; the result does not depend on it beyond rounding.
+        batch_size: images, or frames of clips, in one pass; the result does not depend on it beyond rounding.
         max_gb: memory that the features may take.
 
     Raises:
@@ -136,7 +149,8 @@ def extract(
     first = index == torch.arange(len(index))  # an unreadable sample was replaced by the next, which is there already
     index, rows = index[first], rows[first]
     labels, groups = labels_of(dataset), groups_of(dataset)
-    return FeatureSet(rows, None if labels is None else labels[index], None if groups is None else groups[index], index)
+    labels, groups = (None if values is None else values[index] for values in (labels, groups))
+    return FeatureSet(rows, labels, groups, index, getattr(dataset, "views", 1))
 
 
 def labels_of(dataset: Any) -> Tensor | None:
@@ -173,6 +187,8 @@ class Splits:
             raise MmsslError("the training and the test data have different labels: they must share task and classes.")
         if train.task != "single_label" and labels_of(train).shape[1:] != labels_of(test).shape[1:]:
             raise MmsslError("the training and the test data have labels of different lengths.")
+        if getattr(test, "views", 1) > 1:
+            videos_of(groups_of(test), labels_of(test))  # better now than after all features are extracted
 
     @property
     def task(self) -> str:

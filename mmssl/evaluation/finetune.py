@@ -13,15 +13,23 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmssl.config import save_config
-from mmssl.data.loading import DataConfig
+from mmssl.data.clips import ClipSampling
+from mmssl.data.loading import DataConfig, Dataset
+from mmssl.data.vetting import vet_once
+from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, labels_of, over_draws
 from mmssl.evaluation.finetune_model import FinetuneModel, HeadConfig, build_model, mixer
+from mmssl.evaluation.frames import fit_to, frames_of
 from mmssl.evaluation.metrics import score
 from mmssl.evaluation.scores import table, to_scores, write_scores
+from mmssl.evaluation.sources import image_size_of
+from mmssl.evaluation.views import label_of_views
 from mmssl.paths import runs_dir
 from mmssl.registry import register_evaluator
 from mmssl.training.checkpoint import RunFolder
+from mmssl.training.lock import is_main_process
+from mmssl.training.logging import say
 from mmssl.training.loop import LoopConfig, fit
 from mmssl.training.optim import OptimConfig
 from mmssl.weights.load import load
@@ -53,13 +61,15 @@ def finetune(config: FinetuneConfig, run: Path | None = None, overwrite: bool = 
         raise MmsslError("fine-tuning starts from weights: give --init a run, a folder, a file or a name.")
     config = dataclasses.replace(config, init=str(source))
     encoder = load(source, image_size=config.data.image_size)
-    size = next(iter(encoder.tokenizers.values())).config.image_size
-    train, test = (config.data.open(split=split, image_size=tuple(size)) for split in ("train", "test"))
-    model = build_model(encoder, train, config.head, config.loop.seed)
+    config = dataclasses.replace(config, data=with_clips_for(encoder, config.data))
+    train, test = open_parts(config.data, image_size_of(encoder))
+    model = build_model(fit_to(encoder, train), train, config.head, config.loop.seed)
     folder = RunFolder(run or runs_dir() / "finetune")
     with folder.lock():
         folder.start(overwrite)
         save_config(config, folder.config)
+        if config.data.vet:
+            vet_once(train, folder.skipped, config.loop.workers or None, say, is_main_process())
         transform = mixer(config.head, model.head.fc.out_features)
         result = fit(
             model,
@@ -76,10 +86,30 @@ def finetune(config: FinetuneConfig, run: Path | None = None, overwrite: bool = 
     return folder.path
 
 
+def with_clips_for(encoder: Encoder, data: DataConfig) -> DataConfig:
+    """The data with clips as a video encoder reads them; an encoder is resized, and says so, to those of a recipe."""
+    frames = frames_of(encoder)
+    if frames is None or (data.clip is not None and data.clip.frames == frames):
+        return data
+    if data.clip is None:
+        return dataclasses.replace(data, clip=ClipSampling(frames=frames, stride=4))
+    say(f"the weights are of clips of {frames} frames; their positions are changed to the recipe's {data.clip.frames}.")
+    encoder.resize(frames=data.clip.frames)
+    return data
+
+
+def open_parts(data: DataConfig, image_size: tuple[int, int]) -> tuple[Dataset, Dataset]:
+    """Training part, and test part with all clips x crops that the clip sampling names."""
+    several = data.clip is not None and data.clip.test_clips * data.clip.test_crops > 1
+    train = data.open(split="train", image_size=image_size, views=False)
+    return train, data.open(split="test", image_size=image_size, views=several)
+
+
 def _finish(folder: RunFolder, model: FinetuneModel, test: Any, config: FinetuneConfig, target: str) -> None:
     """Score on the test split; write scores.json and export/ (the encoder, and the head beside it)."""
     predictions, labels = model.predict(test, config.loop.batch_size, config.loop.workers)
-    rows = to_scores("finetune", target, "pretrained", score(model.task, predictions, labels))
+    found = score(model.task, predictions, labels)
+    rows = to_scores(label_of_views("finetune", test), target, "pretrained", found)
     write_scores(folder.path, rows)
     model.encoder.save_pretrained(folder.export)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if not k.startswith("encoder.")}

@@ -1,7 +1,8 @@
 """What fine-tuning trains: an encoder, its tokens pooled, and a linear head (He et al. 2022, appendix A.1).
 
-Patch tokens are averaged, normalised by a new LayerNorm (the encoder's final norm is dropped, as in MAE) and read by
-the head; or the cls token after the final norm is.
+Patch tokens (of a clip: of all its times) are averaged, normalised by a new LayerNorm (the encoder's final norm is
+dropped, as in MAE and VideoMAE) and read by the head; or the cls token after the final norm is; or a learned query
+attends to them.
 """
 
 import dataclasses
@@ -11,28 +12,33 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmssl.data.loading import Loader
 from mmssl.data.mixing import Mix
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
-from mmssl.evaluation.features import Splits, device_of, labels_of
+from mmssl.evaluation.features import Splits, device_of, groups_of, in_order, labels_of
 from mmssl.evaluation.fitting import TargetScaler, linear_probe_head
-from mmssl.nn.heads import LinearHead
+from mmssl.evaluation.frames import FrameEncoder, clip_key, encode_frames
+from mmssl.evaluation.views import average_views
+from mmssl.nn.heads import AttentiveHead, LinearHead
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
     """What is put on the encoder, and what keeps it from learning by heart."""
 
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "attentive"] = "mean"
+    """of the patch tokens; attentive: a learned query attends to them, after the encoder's final norm"""
     freeze: bool = False
-    """linear probe: the encoder stays as it is, and the head is a batch norm without affine and a linear layer"""
+    """linear probe: the encoder stays as it is, and the head is a batch norm without affine and a linear layer; with
+    attentive pooling the attentive probe"""
+    dropout: float = 0.0
+    """before the last linear layer; VideoMAE's fine-tuning on UCF101 and of ViT-H has .5"""
     drop_path: float = 0.1
     """drop path of the last block; it grows linearly from 0 at the first"""
     std: float | None = None
     """of the head's first weights; null for MAE's 2e-5, and .01 where the encoder is frozen"""
     train_positions: bool = True
-    """let the position tables learn too"""
+    """let the position tables learn too, as MAE does; VideoMAE's stay as they are"""
     mixup: float = 0.0
     """parameter of the Beta distribution; 0 for none; MAE's is .8 (single_label only)"""
     cutmix: float = 0.0
@@ -45,7 +51,7 @@ class HeadConfig:
     """MAE's is .1 (single_label only)"""
 
     def __post_init__(self) -> None:
-        for name in ("drop_path", "label_smoothing"):
+        for name in ("drop_path", "label_smoothing", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise MmsslError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
         if min(self.mixup, self.cutmix) < 0:
@@ -56,7 +62,7 @@ class FinetuneModel(nn.Module):
     """An encoder, pooled, with a linear head; `forward` gives the loss as the training loop wants it.
 
     Args:
-        encoder: taken apart for its weights; the given one is not changed.
+        encoder: taken apart for its weights; the given one is not changed. A `FrameEncoder` reads clips frame by frame.
         outputs: classes or target dimensions.
         labels: the training labels, for the scale of regression targets.
     """
@@ -65,16 +71,24 @@ class FinetuneModel(nn.Module):
         super().__init__()
         self.task, self.config = task, config
         own_norm = config.pooling == "mean" and not config.freeze
+        self.by_frame = isinstance(encoder, FrameEncoder)
+        encoder = encoder.encoder if self.by_frame else encoder
         self.encoder = _adapt(encoder, config, final_norm=encoder.config.final_norm and not own_norm)
-        self.head = _head(encoder.embed_dim, outputs, task, config)
+        self.head = _head(encoder, outputs, task, config)
         mixes = config.mixup > 0 or config.cutmix > 0
         self.scaler = TargetScaler(task, labels, 0.0 if mixes else config.label_smoothing)
 
     def output(self, batch: dict[str, Tensor]) -> Tensor:
         """Raw head outputs (B, K)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
-            pooled = self.encoder(batch).pooled(self.config.pooling)
-        return self.head(pooled)
+            features = encode_frames(self.encoder, batch) if self.by_frame else self.encoder(batch)
+        if self.config.pooling == "attentive":
+            return self.head(features.tokens, features.valid)
+        return self.head(features.pooled(self.config.pooling))
+
+    def check(self, batch: dict[str, Tensor]) -> None:
+        """Raise an `MmsslError` for anything wrong with a batch, its values included; called on the first sample."""
+        (FrameEncoder(self.encoder) if self.by_frame else self.encoder).check(batch)
 
     def train(self, mode: bool = True) -> "FinetuneModel":
         """As `nn.Module.train`; a frozen encoder stays in evaluation mode."""
@@ -92,19 +106,38 @@ class FinetuneModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, dataset: Any, batch_size: int, workers: int = 0) -> tuple[Tensor, Tensor]:
-        """Predictions (N, K) in the labels' units and the labels, of every sample of a dataset, in eval mode."""
-        device, predictions, labels = device_of(self.head), [], []
+        """Predictions (N, K) in the labels' units and the labels, of every readable sample, in eval mode.
+
+        Where the dataset has several views of a video (clips x crops), one row a video: the mean of its views'
+        predictions, for classes as probabilities.
+
+        Args:
+            batch_size: images, or frames of clips, in one pass.
+        """
         self.eval()
-        loader = Loader(dataset, min(batch_size, len(dataset)), shuffle=False, drop_last=False, workers=workers)
-        for batch in loader.epoch(0):
-            inputs = {k: batch[k].to(device) for k in self.encoder.modalities if k in batch}
-            predictions.append(self.scaler.restore(self.output(inputs).float()).cpu())
-            labels.append(batch["label"])
-        return torch.cat(predictions), torch.cat(labels)
+        device = device_of(self.head)
+        reads = (clip_key(self.encoder),) if self.by_frame else self.encoder.modalities
+        rows: dict[str, list[Tensor]] = {"index": [], "label": [], "prediction": []}
+        for batch in in_order(dataset, batch_size, workers):
+            output = self.output({k: batch[k].to(device) for k in reads if k in batch})
+            batch["prediction"] = self.scaler.restore(output.float()).cpu()
+            for name, parts in rows.items():
+                parts.append(batch[name])
+        index, labels, predictions = (torch.cat(parts) for parts in rows.values())
+        own = index == torch.arange(len(index))  # an unreadable sample was replaced by the next, which is there already
+        index, labels, predictions = index[own], labels[own], predictions[own]
+        if getattr(dataset, "views", 1) > 1:
+            return average_views(self.task, predictions, labels, groups_of(dataset)[index])
+        return predictions, labels
 
     def no_decay(self) -> set[str]:
         """cls token and positions do not decay in fine-tuning."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
+        return {n for n, _ in self.named_parameters() if n.endswith("cls_token") or _is_position(n)}
+
+
+def _is_position(name: str) -> bool:
+    """Whether a parameter is a position table: `pos_embed`, or one of a clip's two learned ones."""
+    return name.rpartition(".")[2].startswith("pos_embed")
 
 
 def _adapt(encoder: Encoder, config: HeadConfig, final_norm: bool) -> Encoder:
@@ -114,14 +147,17 @@ def _adapt(encoder: Encoder, config: HeadConfig, final_norm: bool) -> Encoder:
     state = {k: v.detach().cpu() for k, v in encoder.state_dict().items() if final_norm or not k.startswith("norm.")}
     fresh.load_state_dict(state)
     for name, parameter in fresh.named_parameters():
-        trained = config.train_positions if name.endswith("pos_embed") else True
+        trained = config.train_positions if _is_position(name) else True
         parameter.requires_grad_(trained and not config.freeze)
     return fresh
 
 
-def _head(dim: int, outputs: int, task: str, config: HeadConfig) -> nn.Module:
+def _head(encoder: Encoder, outputs: int, task: str, config: HeadConfig) -> nn.Module:
+    dim = encoder.embed_dim
+    if config.pooling == "attentive":
+        return AttentiveHead(dim, outputs, heads=encoder.config.heads)
     if not config.freeze:
-        return LinearHead(dim, outputs, std=config.std or 2e-5, norm=config.pooling == "mean")
+        return LinearHead(dim, outputs, config.std or 2e-5, config.pooling == "mean", config.dropout)
     return linear_probe_head(dim, outputs, task, config.std or 0.01)
 
 

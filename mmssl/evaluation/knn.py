@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, over_draws
-from mmssl.evaluation.metrics import score, targets
+from mmssl.evaluation.metrics import targets
+from mmssl.evaluation.views import score_part
 from mmssl.registry import register_evaluator
 
 
@@ -52,7 +53,7 @@ def _judge(
     )
     result = {}
     for k, prediction in predictions.items():
-        for name, value in score(data.task, prediction.cpu(), test.labels).items():
+        for name, value in score_part(data.task, prediction.cpu(), test, logits=False).items():
             result[f"{name}@{k}"] = value
     return result
 

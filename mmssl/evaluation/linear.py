@@ -14,7 +14,7 @@ from torch import nn
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, over_draws
 from mmssl.evaluation.fitting import fit_head, linear_probe_head
-from mmssl.evaluation.metrics import score
+from mmssl.evaluation.views import score_part
 from mmssl.registry import register_evaluator
 from mmssl.training.lars import LARS
 from mmssl.training.optim import Schedule
@@ -74,6 +74,6 @@ def linear(encoder: nn.Module, data: Splits, config: LinearConfig = LinearConfig
             seed=seed,
             device=device_of(encoder),
         )
-        return score(data.task, predict(test.features), test.labels)
+        return score_part(data.task, predict(test.features), test, logits=True)
 
     return over_draws(train, data.task, config, judge)

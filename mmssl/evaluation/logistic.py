@@ -13,6 +13,7 @@ from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, over_draws
 from mmssl.evaluation.metrics import METRIC, score
 from mmssl.evaluation.selection import folds
+from mmssl.evaluation.views import score_part
 from mmssl.registry import register_evaluator
 
 
@@ -61,7 +62,7 @@ def _judge(
             held_out[i] += score(data.task, model(x[held]).cpu(), train.labels[held])[METRIC[data.task]]
     best = max(range(len(config.l2)), key=lambda i: (held_out[i], config.l2[i]))
     model = path(x, labels, data.task, data.classes, (config.l2[best],), config.max_steps)[0]
-    return score(data.task, model(test.features.to(device)).cpu(), test.labels)
+    return score_part(data.task, model(test.features.to(device)).cpu(), test, logits=True)
 
 
 @dataclasses.dataclass

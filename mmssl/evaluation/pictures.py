@@ -8,25 +8,19 @@ import torch
 from torch import nn
 
 from mmssl.errors import MmsslError
-from mmssl.evaluation.features import encoded
+from mmssl.evaluation.frames import FrameEncoder
+from mmssl.training.pictures import feature_arrays
 
 
 def feature_pictures(encoder: nn.Module, random: nn.Module, dataset: Any, count: int = 8) -> dict[str, np.ndarray]:
-    """Images and patch features of samples spread evenly over a dataset, for a picture coloured by PCA.
+    """Pictures and patch features of samples spread evenly over a dataset, as `training.pictures.feature_arrays` says.
 
-    Returns:
-        image: uint8 (n, H, W, 3); tokens, random: float32 (n, h, w, D), of the encoder and of a random one.
+    Raises an `MmsslError` where the dataset has no samples.
     """
     if len(dataset) == 0:
         raise MmsslError(f"the dataset {dataset.name!r} has no samples in this split.")
-    few = dataset.subset(torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long())
-    images = [few[i][few.modality] for i in range(len(few))]
-    images = [x if x.dtype == torch.uint8 else (x * 255).round().byte() for x in images]
-    maps = {
-        name: torch.cat([features.map().float().cpu() for features, _ in encoded(model, few, len(few))]).numpy()
-        for name, model in (("tokens", encoder), ("random", random))
-    }
-    return {"image": torch.stack(images).permute(0, 2, 3, 1).numpy(), **maps}
+    models = [model.encoder if isinstance(model, FrameEncoder) else model for model in (encoder, random)]
+    return feature_arrays(*models, dataset.fetch(torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long()))
 
 
 def save_arrays(run: Path, name: str, arrays: dict[str, np.ndarray]) -> Path:

@@ -14,11 +14,14 @@ from tqdm import tqdm
 from mmssl.config import from_dict
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.evaluation.baselines import PixelEncoder, random_like
+from mmssl.evaluation.clip_reconstruction import judge_clips
 from mmssl.evaluation.features import POOLINGS, EvaluatorConfig, Splits, device_of, mean_and_spread
+from mmssl.evaluation.frames import fit_to, is_video
 from mmssl.evaluation.pictures import feature_pictures, save_arrays
 from mmssl.evaluation.reconstruction import Reconstruction, judge_reconstruction
 from mmssl.evaluation.scores import Score, table, to_scores, write_scores
-from mmssl.evaluation.sources import choose_device, image_size_of, load_encoder, open_splits
+from mmssl.evaluation.sources import DataChoice, choose_device, load_encoder, own_clip
+from mmssl.evaluation.views import label_of_views
 from mmssl.registry import EVALUATORS
 from mmssl.weights.load import load_method
 
@@ -38,6 +41,7 @@ def probe(
     reconstruction: bool = True,
     options: tuple[str, ...] = (),
     camera: str | None = None,
+    clip: tuple[str, ...] = (),
     limit: int | None = None,
     batch_size: int = 256,
     workers: int = 0,
@@ -52,7 +56,7 @@ def probe(
         data: what to judge on: a card's name, a folder, or recorded datasets; by default the run's own data.
         target: which label to predict, e.g. task or state of a recorded dataset.
         evaluators: names, each perhaps with a pooling of its own: ridge:grid4 knn attentive logistic linear finetune.
-        pooling: for evaluators that name none: mean, cls, max, grid4 (patch tokens averaged to 4x4 cells), flat.
+        pooling: for evaluators that name none: mean, cls, max, grid4 (tokens averaged to 4x4 cells, over time), flat.
         labels_per_class: few-label probe: so many labels for each class.
         labels: few-label probe: so many labels in all.
         draws: random draws of the few labels; mean and spread are shown.
@@ -61,25 +65,26 @@ def probe(
         reconstruction: for a run of a masked model, judge its reconstructions too, and save pictures.
         options: settings of evaluators, e.g. knn.k=[5,10] attentive.steps=500.
         camera: which camera of a recorded dataset.
+        clip: how clips are sampled, e.g. how=dense frames=8 stride=2 test_clips=5, or none; by default as the run did.
         limit: at most so many samples of the training and of the test part, spread evenly.
-        batch_size: images in one pass of the encoder; never changes the scores.
-        workers: processes that read images.
+        batch_size: images, or frames of clips, in one pass of the encoder; never changes the scores.
+        workers: processes that read images or clips.
         seed: of draws, held-out parts and heads.
         device: auto, cpu, cuda or mps.
         quiet: no progress and no table.
     """
-    few = {"labels_per_class": labels_per_class, "labels": labels, "draws": draws, "seed": seed}
-    shared = {**few, "pooling": pooling, "batch_size": batch_size, "workers": workers}
+    shared = {"labels_per_class": labels_per_class, "labels": labels, "draws": draws, "seed": seed}
+    shared |= {"pooling": pooling, "batch_size": batch_size, "workers": workers}
     questions = [parse_question(name, shared, options) for name in evaluators]
     encoder = load_encoder(weights, device)
-    splits = open_splits(weights, data, image_size_of(encoder), target, camera, limit)
+    choice = DataChoice.for_encoder(encoder, weights, data, clip, target=target, camera=camera, limit=limit)
+    splits = choice.splits()
+    encoder = fit_to(encoder, splits.train)
     run = Path(weights) if (Path(weights) / "config.yaml").is_file() else None
-    keep = partial(write_scores, run) if run is not None else None
+    keep = partial(write_scores, run) if run else None
     rows = judge(encoder, splits, questions, random_seeds=random_seeds, pixels=pixels, quiet=quiet, keep=keep)
-    if run is not None and reconstruction:
-        found = reconstruct_and_draw(run, encoder, splits, device)
-        if not quiet:
-            print(found if isinstance(found, str) else reconstruction_table(found))
+    if run and reconstruction:
+        reconstruct_and_draw(run, encoder, choice, splits, device, quiet)
     return rows
 
 
@@ -156,12 +161,13 @@ def judge(
     bar = tqdm(total=len(questions) * len(contestants), disable=None if not quiet else True, unit="probe")
     for question in questions:
         evaluator, answers = EVALUATORS.get(question.name), []
+        label = label_of_views(question.label, splits.test)
         for name, models in contestants.items():
-            bar.set_description(f"{question.label}, {name}")
+            bar.set_description(f"{label}, {name}")
             if name != "pixels" or getattr(evaluator, "takes_pixels", True):
                 found = [evaluator(model, splits, question.config) for model in models]
                 joined = mean_and_spread([{k: v for k, v in f.items() if "/" not in k} for f in found])
-                answers += to_scores(question.label, target, name, found[0] if len(found) == 1 else joined)
+                answers += to_scores(label, target, name, found[0] if len(found) == 1 else joined)
             bar.update()
         if keep is not None:
             keep(answers)
@@ -172,18 +178,33 @@ def judge(
     return rows
 
 
-def reconstruct_and_draw(run: Path, encoder: nn.Module, splits: Splits, device: str = "auto") -> Reconstruction | str:
-    """Save what the report draws, and judge the reconstructions; a sentence says why where there are none."""
-    pictures = feature_pictures(encoder, random_like(encoder), splits.test)
-    save_arrays(run, "features", pictures)
+def reconstruct_and_draw(
+    run: Path, encoder: nn.Module, choice: DataChoice, splits: Splits, device: str, quiet: bool
+) -> None:
+    """Save what the report draws, judge the reconstructions and print a table, or a sentence where there are none."""
+    if pictures := feature_pictures(encoder, random_like(encoder), splits.test):
+        save_arrays(run, "features", pictures)
     try:
         method = load_method(run).to(choose_device(device)).eval()
-        found = judge_reconstruction(method, splits.train, splits.test)
+        train, test = _as_in_training(run, choice, splits)
+        found = (judge_clips if is_video(train.modality) else judge_reconstruction)(method, train, test)
     except MmsslError as error:  # a fine-tuned run, or a method that reconstructs nothing
-        return f"no reconstructions to judge: {error}"
+        if not quiet:
+            print(f"no reconstructions to judge: {error}")
+        return
     save_arrays(run, "reconstruction", found.pictures)
     write_scores(run, [], found.mse, found.explained)
-    return found
+    if not quiet:
+        print(reconstruction_table(found))
+
+
+def _as_in_training(run: Path, choice: DataChoice, splits: Splits) -> tuple[Any, Any]:
+    """Both parts with the clips and cameras that the run learned from: a run of pairs is probed on images, say."""
+    clip = own_clip(run)
+    if clip == choice.clip and getattr(splits.test, "views", 1) == 1:
+        return splits.train, splits.test
+    choice = dataclasses.replace(choice, clip=clip, several=True)
+    return choice.part("train"), choice.part("test")
 
 
 def reconstruction_table(found: Reconstruction) -> str:

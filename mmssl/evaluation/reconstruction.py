@@ -40,7 +40,7 @@ class Reconstruction:
             model "model_own_statistics" -> squared error on masked patches, pixels in [0, 1].
         explained: the same names -> share of the norm-pix target's variance that is explained.
         best: name of the best interpolation by `mse`.
-        pictures: original, masked, reconstructed, interpolated: uint8 (n, H, W, 3).
+        pictures: original, masked, reconstructed, interpolated: uint8 (n, H, W, 3), of clips (n, T, H, W, 3).
     """
 
     mse: dict[str, float]
@@ -98,8 +98,8 @@ def judge_reconstruction(
         raise MmsslError(
             f"reconstruction is judged on images; this model reads {', '.join(method.encoder.modalities)}."
         )
-    tuning = _fill(method, _spread(train, min(images, 64)), tokenizer, batch_size, seed)
-    held_out = _fill(method, _spread(test, images), tokenizer, batch_size, seed)
+    tuning = _fill(method, spread_evenly(train, min(images, 64)), tokenizer, batch_size, seed)
+    held_out = _fill(method, spread_evenly(test, images), tokenizer, batch_size, seed)
     fillers = tune(patch_fillers(round(sum(tokenizer.config.patch_size) / 2)), tuning.images, tuning.visible)
     contestants: dict[str, _Contestant] = {name: partial(_interpolate, filler) for name, filler in fillers.items()}
     contestants["model"] = lambda data: data.model
@@ -108,7 +108,7 @@ def judge_reconstruction(
         for data in (tuning, held_out):
             data.own, data.model = data.model, _recentre(data.model, contestants[usual](data), data, tokenizer)
         contestants["model_own_statistics"] = lambda data: data.own
-    mean_frame = _images_of(_spread(train, images), batch_size, tokenizer).mean(0)
+    mean_frame = _images_of(spread_evenly(train, images), batch_size, tokenizer).mean(0)
     contestants["mean_frame"] = lambda data: paste(data.images, mean_frame.expand_as(data.images), data.visible)
 
     mse, explained = {}, {}
@@ -122,7 +122,7 @@ def judge_reconstruction(
     return Reconstruction(mse, explained, best, _pictures(held_out.rows(pictures), contestants[best]))
 
 
-def _spread(dataset: Any, count: int) -> Any:
+def spread_evenly(dataset: Any, count: int) -> Any:
     """`count` samples spread evenly over a dataset."""
     if len(dataset) == 0:
         raise MmsslError(f"the dataset {dataset.name!r} has no samples in this split.")

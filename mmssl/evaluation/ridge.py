@@ -14,6 +14,7 @@ from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, over_draws
 from mmssl.evaluation.metrics import METRIC, r2_per_dim, score, targets
 from mmssl.evaluation.selection import folds
+from mmssl.evaluation.views import score_part
 from mmssl.registry import register_evaluator
 
 
@@ -46,7 +47,7 @@ def ridge(encoder: nn.Module, data: Splits, config: RidgeConfig = RidgeConfig())
 
     def judge(train: FeatureSet, seed: int) -> dict[str, float]:
         prediction = fit_predict(train, test.features, data, config, seed, device_of(encoder))
-        return score(data.task, prediction.cpu(), test.labels)
+        return score_part(data.task, prediction.cpu(), test, logits=False)
 
     return over_draws(train, data.task, config, judge)
 

@@ -1,15 +1,20 @@
 """What a command line names, opened: encoders by source and device, and the two splits that judge them."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
-from mmssl.config import from_dict, read_yaml
+from mmssl.config import from_dict, read_yaml, to_dict
+from mmssl.data.clips import ClipSampling
 from mmssl.data.loading import DataConfig, open_dataset
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.evaluation.features import Splits
+from mmssl.evaluation.frames import check_frames, frames_of
 from mmssl.weights.load import load
 
 
@@ -42,53 +47,123 @@ def image_size_of(encoder: nn.Module) -> tuple[int, int]:
     raise MmsslError(f"this encoder takes no images; it reads {', '.join(encoder.modalities)}.")
 
 
-def open_splits(
-    source: str | Path,
-    data: tuple[str, ...],
-    image_size: tuple[int, int],
-    target: str | None,
-    camera: str | None = None,
-    limit: int | None = None,
-) -> Splits:
-    """Training and test part of the data that judges an encoder.
+def own_data(source: str | Path) -> dict[str, Any]:
+    """The `data` section of a run's config.yaml, {} where there is none."""
+    config = Path(source) / "config.yaml"
+    return (read_yaml(config).get("data") or {}) if config.is_file() else {}
+
+
+def own_clip(source: str | Path) -> ClipSampling | None:
+    """How a run samples clips, None for images and for anything that is no run."""
+    section = own_data(source).get("clip")
+    return None if section is None else from_dict(ClipSampling, section, f"{source}: data.clip")
+
+
+def choose_clip(source: str | Path, encoder: nn.Module, options: Sequence[str] = ()) -> ClipSampling | None:
+    """How the clips that judge an encoder are sampled.
+
+    A video encoder gets its run's own sampling, else dense clips of its length with stride 4. An image encoder gets
+    None: single images, and for files of videos the dataset's default clips, whose frames it encodes one by one; so
+    does a run that learned from pairs of frames.
+
+    Args:
+        options: changes, e.g. ("how=segments", "test_clips=5"); ("none",) takes single images in any case.
+
+    Raises:
+        MmsslError: an unknown or wrong setting, or clips of another length than a video encoder reads.
+    """
+    own, frames = own_clip(source), frames_of(encoder)
+    if tuple(options) == ("none",):
+        if frames is not None:
+            raise MmsslError(f"this encoder reads clips of {frames} frames, so --clip none leaves it nothing to read.")
+        return None
+    if own is not None and own.how == "pair":
+        own = None
+    if own is None and frames is not None:
+        own = ClipSampling(frames=frames, stride=4)
+    if options:
+        own = from_dict(ClipSampling, {**(to_dict(own) if own else {}), **_settings(options)}, "--clip")
+    if own is not None and frames is not None:
+        check_frames(frames, own.frames)
+    return own
+
+
+def _settings(options: Sequence[str]) -> dict[str, Any]:
+    for option in options:
+        if "=" not in option:
+            raise MmsslError(f"--clip takes SETTING=VALUE, e.g. --clip how=dense frames=8 stride=2; got {option!r}.")
+    return {name: yaml.safe_load(value) for name, _, value in (option.partition("=") for option in options)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataChoice:
+    """Which data judge an encoder.
 
     Args:
         source: the run or weights; without `data`, the run's own data are taken.
         data: card's name, folder, or recorded datasets.
+        image_size: (H, W) of what comes out.
         target: which label; None for the dataset's own.
-        limit: at most so many samples of each part, spread evenly.
+        camera: which camera of a recording.
+        clip: how clips are sampled; None for images.
+        limit: at most so many samples (videos) of each part, spread evenly.
+        several: the encoder reads several cameras at once, if the run's data have them.
     """
-    parts = [open_part(source, data, image_size, split, target, camera) for split in ("train", "test")]
-    if parts[0].task is None and parts[0].targets:
-        raise MmsslError(f"choose what to predict with --target: {', '.join(parts[0].targets)}.")
-    return Splits(*(part if limit is None else thin_out(part, limit) for part in parts))
 
+    source: str | Path
+    data: tuple[str, ...]
+    image_size: tuple[int, int]
+    target: str | None = None
+    camera: str | None = None
+    clip: ClipSampling | None = None
+    limit: int | None = None
+    several: bool = False
 
-def open_part(
-    source: str | Path,
-    data: tuple[str, ...],
-    image_size: tuple[int, int],
-    split: str,
-    target: str | None = None,
-    camera: str | None = None,
-) -> Any:
-    """One split of the given data, or of the run's own."""
-    if data:
-        return open_dataset(data, split=split, image_size=image_size, target=target, camera=camera)
-    config = Path(source) / "config.yaml"
-    if not config.is_file():
-        raise MmsslError("no data to judge on: give --data a card's name, a folder or a recorded dataset.")
-    section = read_yaml(config).get("data")
-    if section is None:
-        raise MmsslError(f"{config} names no data: give --data a card's name, a folder or a recorded dataset.")
-    given = {name: value for name, value in (("target", target), ("camera", camera)) if value is not None}
-    return from_dict(DataConfig, section, f"{config}: data").open(split=split, image_size=image_size, **given)
+    @classmethod
+    def for_encoder(
+        cls, encoder: nn.Module, source: str | Path, data: tuple[str, ...], clip: Sequence[str] = (), **settings: Any
+    ) -> "DataChoice":
+        """As the encoder needs it; `clip` holds the options of `choose_clip`."""
+        several = any("/" in modality for modality in encoder.modalities)
+        sampling = choose_clip(source, encoder, clip)
+        return cls(source, data, image_size_of(encoder), clip=sampling, several=several, **settings)
+
+    def splits(self) -> Splits:
+        """Training and test part; the test part with clips x crops of every video where `clip` asks for them."""
+        several = self.clip is not None and self.clip.test_clips * self.clip.test_crops > 1
+        train, test = self.part("train"), self.part("test", views=several)
+        if train.task is None and train.targets:
+            raise MmsslError(f"choose what to predict with --target: {', '.join(train.targets)}.")
+        return Splits(train, test)
+
+    def part(self, split: str, views: bool = False) -> Any:
+        """One split of the given data, or of the run's own."""
+        wanted = {"split": split, "image_size": self.image_size, "clip": self.clip, "views": views}
+        if self.data:
+            dataset = open_dataset(self.data, target=self.target, camera=self.camera, **wanted)
+        else:
+            dataset = self._own().open(**wanted)
+        return dataset if self.limit is None else thin_out(dataset, self.limit)
+
+    def _own(self) -> DataConfig:
+        section, where = own_data(self.source), Path(self.source) / "config.yaml"
+        if not section:
+            found = f"{where} names no data" if where.is_file() else "no data to judge on"
+            raise MmsslError(f"{found}: give --data a card's name, a folder or a recorded dataset.")
+        config = from_dict(DataConfig, section, f"{where}: data")
+        camera, cameras = self.camera or config.camera, config.cameras
+        if cameras and (self.camera or not self.several):  # the encoder reads one at a time: the first, unless told
+            camera, cameras = camera or cameras[0], ()
+        return dataclasses.replace(config, camera=camera, cameras=cameras, target=self.target or config.target)
 
 
 def thin_out(dataset: Any, limit: int) -> Any:
-    """At most `limit` samples of a dataset, spread evenly."""
+    """At most `limit` samples of a dataset, spread evenly; videos with several views count once and keep them all."""
     if limit < 1:
         raise MmsslError(f"limit must be at least 1, got {limit}.")
-    if len(dataset) <= limit:
+    views = getattr(dataset, "views", 1)
+    videos = len(dataset) // views
+    if videos <= limit:
         return dataset
-    return dataset.subset(torch.linspace(0, len(dataset) - 1, limit).round().long())
+    picked = torch.linspace(0, videos - 1, limit).round().long()
+    return dataset.subset((picked[:, None] * views + torch.arange(views)).flatten())

@@ -63,10 +63,19 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def check(self, batch: dict[str, Tensor]) -> None:
+        """Raise an `MmsslError` for anything wrong with a batch, its values included; called on the first sample."""
+        self.encoder.check(batch)
+
     def reconstruct(
         self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None, keys: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Something to look at, where the method has it."""
+        """Something to look at, where the method has it.
+
+        Returns:
+            `target`, `masked` (grey where hidden) and `prediction`: float32 in [0, 1], all (B, C, H, W) or all
+            (B, T, C, H, W); `mask`: bool (B, N), True = masked. A method may add what its tests and judges need.
+        """
         raise MmsslError(f"the method {self.config.name!r} does not reconstruct its input.")
 
     def after_step(self, progress: float) -> None:

@@ -8,18 +8,20 @@ from torch import Tensor, nn
 class LinearHead(nn.Module):
     """(B, D) -> (B, outputs), weight truncated normal with `std`, bias 0.
 
-    With `norm` a LayerNorm stands in front (MAE's `fc_norm` for fine-tuning; weight std 2e-5 there).
+    With `norm` a LayerNorm stands in front (MAE's `fc_norm` for fine-tuning; weight std 2e-5 there); `dropout` comes
+    between the two (VideoMAE's fine-tuning on small sets).
     """
 
-    def __init__(self, dim: int, outputs: int, std: float = 0.01, norm: bool = False):
+    def __init__(self, dim: int, outputs: int, std: float = 0.01, norm: bool = False, dropout: float = 0.0):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-6) if norm else nn.Identity()
+        self.drop = nn.Dropout(dropout)
         self.fc = nn.Linear(dim, outputs)
         nn.init.trunc_normal_(self.fc.weight, std=std)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.norm(x))
+        return self.fc(self.drop(self.norm(x)))
 
 
 class BatchNormLinearHead(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _SMALLEST = 2**22  # multiply-adds from which on the better product outweighs the cost of calling it
 
 
@@ -45,6 +46,12 @@ def _(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[0])
 
 
+def _across(grad: Tensor, x: Tensor) -> Tensor:
+    """grad (M, out) transposed times x (M, in): oneDNN copies both into the other order first, which only pays where its
+    product is far better than MKL's."""
+    return _product(grad.t(), x.t()) if _HAS_AVX512 else grad.t() @ x
+
+
 class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -58,6 +65,6 @@ class _OneDnnLinear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             _product(grad, weight.t()) if needs_x else None,  # (M, in)
-            _product(grad.t(), x.t()) if needs_weight else None,  # (out, in)
+            _across(grad, x) if needs_weight else None,  # (out, in)
             grad.sum(0) if needs_bias else None,
         )

@@ -1,15 +1,16 @@
-"""Sine-cosine position tables and their interpolation.
+"""Position tables, their interpolation, and the modules that own one.
 
-Every fixed table is [sin block, cos block] for each axis, in integer coordinates from 0, with
+Fixed tables are [sin block, cos block] for each axis, in integer coordinates from 0, with
 omega_k = 10000 ** (-k / blocks). MAE puts the column first (its own variable names say the opposite), MoCo v3 and
-MultiMAE the row.
+MultiMAE the row. VideoMAE knows no axes: one wave over the flat place, sine and cosine in turn.
 """
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.errors import MmsslError
 
@@ -55,15 +56,70 @@ def sincos_3d(dim: int, grid: tuple[int, int, int], time_dim: int | None = None)
     return torch.cat([time, place], dim=-1).reshape(times * rows * columns, dim)
 
 
-def interpolate_positions(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Bicubic interpolation of a 2-D position table (1, N, D) from one lattice to another -> (1, N', D).
+def sinusoid(dim: int, n: int) -> Tensor:
+    """VideoMAE's table of the flat places 0..n-1: float32 (n, dim).
 
+    Channel j is the sine (j even) or cosine (j odd) of place / 10000 ** (2 * (j // 2) / dim): Vaswani et al. 2017.
+    """
+    channel = torch.arange(dim)
+    omega = 10000.0 ** (-2 * (channel // 2).to(torch.float64) / dim)
+    angle = torch.arange(n, dtype=torch.float64)[:, None] * omega[None, :]  # (n, dim)
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+def separable(spatial: Tensor, temporal: Tensor) -> Tensor:
+    """ST-MAE's table: (1, h * w, D) of places plus (1, t, D) of times -> (1, t * h * w, D), time slowest."""
+    return (temporal[:, :, None] + spatial[:, None]).flatten(1, 2)
+
+
+def interpolate_positions(table: Tensor, old_grid: tuple[int, ...], new_grid: tuple[int, ...]) -> Tensor:
+    """Interpolation of a position table (1, N, D) from one lattice to another -> (1, N', D).
+
+    Bicubic over (rows, columns), linear over the times of a lattice (times,) or (times, rows, columns).
     Raises an `MmsslError` where the table does not belong to `old_grid`.
     """
-    if table.shape[1] != old_grid[0] * old_grid[1]:
+    if table.shape[1] != math.prod(old_grid):
         raise MmsslError(f"a position table of {table.shape[1]} tokens does not belong to a lattice of {old_grid}.")
     if tuple(old_grid) == tuple(new_grid):
         return table
-    square = table.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
-    square = F.interpolate(square, size=tuple(new_grid), mode="bicubic", align_corners=False)
-    return square.flatten(2).transpose(1, 2).to(table.dtype)  # (1, N', D)
+    if len(old_grid) == 1:
+        return interpolate_positions(table, (*old_grid, 1, 1), (*new_grid, 1, 1))
+    place = table.float().reshape(-1, *old_grid[-2:], table.shape[-1]).permute(0, 3, 1, 2)  # (1 or t, D, h, w)
+    place = F.interpolate(place, size=tuple(new_grid[-2:]), mode="bicubic", align_corners=False)
+    if len(old_grid) == 3:
+        time = place.flatten(1).t()[None]  # (1, D * h' * w', t)
+        time = F.interpolate(time, size=new_grid[0], mode="linear", align_corners=False)
+        place = time[0].t().unflatten(1, place.shape[1:])  # (t', D, h', w')
+    return place.permute(0, 2, 3, 1).reshape(1, -1, table.shape[-1]).to(table.dtype)  # (1, N', D)
+
+
+class Positioned(nn.Module):
+    """A module with the positions of a lattice.
+
+    They are `pos_embed` (1, N, D), or ST-MAE's `pos_embed_spatial` (1, h * w, D) and `pos_embed_temporal` (1, t, D).
+    """
+
+    def set_positions(self, table: Tensor | tuple[Tensor, Tensor], trained: bool) -> None:
+        """Own a table (1, N, D), or the pair (spatial, temporal), as parameters."""
+        names = ("pos_embed_spatial", "pos_embed_temporal") if isinstance(table, tuple) else ("pos_embed",)
+        for name, values in zip(names, table if isinstance(table, tuple) else (table,), strict=True):
+            setattr(self, name, nn.Parameter(values.clone(), trained))
+
+    @property
+    def positions(self) -> Tensor:
+        """The position table of the whole lattice (1, N, D)."""
+        if hasattr(self, "pos_embed"):
+            return self.pos_embed
+        return separable(self.pos_embed_spatial, self.pos_embed_temporal)
+
+    def resize_positions(self, old_grid: tuple[int, ...], new_grid: tuple[int, ...]) -> None:
+        """Interpolate the tables from one lattice to another, in place."""
+        grids = {
+            "pos_embed": (old_grid, new_grid),
+            "pos_embed_spatial": (old_grid[-2:], new_grid[-2:]),
+            "pos_embed_temporal": (old_grid[:1], new_grid[:1]),
+        }
+        for name, (before, after) in grids.items():
+            if hasattr(self, name):
+                old = getattr(self, name)
+                setattr(self, name, nn.Parameter(interpolate_positions(old.data, before, after), old.requires_grad))

@@ -40,13 +40,15 @@ class BlockConfig:
     """Probability that a sample skips a branch in training."""
     drop: float = 0.0
     """Dropout after the attention projection and in the MLP."""
+    attn_drop: float = 0.0
+    """Dropout of the attention weights."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.heads < 1 or self.dim % self.heads:
             raise MmsslError(f"dim {self.dim} must be a positive multiple of heads {self.heads}; change one of them.")
         if self.mlp_ratio <= 0:
             raise MmsslError(f"mlp_ratio must be above 0, got {self.mlp_ratio}.")
-        for name in ("drop_path", "drop"):
+        for name in ("drop_path", "drop", "attn_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise MmsslError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
 
@@ -64,6 +66,7 @@ class Attention(nn.Module):
             self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = Linear(dim, dim)
         self.drop = nn.Dropout(config.drop)
+        self.attn_drop = config.attn_drop
 
     def _qkv_bias(self) -> Tensor | None:
         if not hasattr(self, "q_bias"):
@@ -75,7 +78,8 @@ class Attention(nn.Module):
         if key_mask is not None:
             # A row without any real token attends to all of them: its output is ignored, but must not be NaN.
             key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None, :]  # (B, 1, 1, N)
-        return self.drop(self.proj(attend(*self._heads_of(x, last), key_mask)))
+        attn_drop = self.attn_drop if self.training else 0.0
+        return self.drop(self.proj(attend(*self._heads_of(x, last), key_mask, attn_drop)))
 
     def _heads_of(self, x: Tensor, last: int | None) -> tuple[Tensor, ...]:
         """q (B, N or last, heads, d), k and v (B, N, heads, d)."""
@@ -87,15 +91,15 @@ class Attention(nn.Module):
         return q, *linear(x, weight[dim:], kv_bias).unflatten(-1, (2, self.heads, -1)).unbind(2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, drop: float = 0.0) -> Tensor:
     """Scaled dot-product attention of q (B, M, heads, d) to k, v (B, N, heads, d) -> (B, M, heads * d).
 
-    mask: bool, broadcast to (B, heads, M, N), True = may be attended to.
+    mask: bool, broadcast to (B, heads, M, N), True = may be attended to. drop: probability that a weight is zeroed.
     """
-    if mask is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[1] <= 512:
+    if mask is None and drop == 0 and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[1] <= 512:
         return _attend_by_products(q, k, v)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, heads, M or N, d)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop).transpose(1, 2).flatten(2)
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

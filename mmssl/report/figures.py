@@ -1,4 +1,4 @@
-"""Arrays and series -> pictures: PNG bytes, and SVG that takes its colours from the page around it.
+"""Arrays and series -> pictures: PNG and animated WebP bytes, and SVG in the colours of the page around it.
 
 Curves are drawn once, by matplotlib, with a palette. The palette `PRINT` gives a picture for a paper or a page of
 documentation; `THEMED` gives placeholder colours that become CSS variables, so that one drawing serves a light and a
@@ -46,6 +46,28 @@ def png_bytes(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def webp_bytes(clip: np.ndarray, fps: float = 6.0) -> bytes:
+    """Endless animated WebP of a uint8 clip (T, H, W, 3), as small as pictures this size may be."""
+    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or len(clip) == 0:
+        raise MmsslError(f"an animation must be uint8 (T, H, W, 3), got {clip.dtype} {clip.shape}.")
+    first, *rest = (Image.fromarray(np.ascontiguousarray(frame)) for frame in clip)
+    buffer = io.BytesIO()
+    options = {"save_all": True, "append_images": rest, "duration": round(1000 / fps), "loop": 0}
+    first.save(buffer, format="WEBP", quality=80, method=4, **options)
+    return buffer.getvalue()
+
+
+def shrink(clips: np.ndarray, most: int = 160) -> np.ndarray:
+    """uint8 clips (n, T, H, W, 3) at most `most` pixels a side: a page shows them small, and they are many pictures."""
+    n, frames, height, width = clips.shape[:4]
+    factor = most / max(height, width)
+    if factor >= 1:
+        return clips
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    small = [np.asarray(Image.fromarray(frame).resize(size)) for frame in clips.reshape(-1, height, width, 3)]
+    return np.stack(small).reshape(n, frames, size[1], size[0], 3)
 
 
 def grid(rows: Sequence[np.ndarray], gap: int = 2, scale: int = 2, background: int = 255) -> np.ndarray:

@@ -1,7 +1,7 @@
 """`report.html`: one self-contained page from the files of a run folder, and a comparison of several runs.
 
-Nothing outside the page is loaded: style, curves (SVG) and pictures (PNG in base64) are inside it. The verb is
-`mmssl report RUN...`.
+Nothing outside the page is loaded: style, curves (SVG), pictures (PNG in base64) and moving ones (WebP) are inside it.
+Who asks the browser for less motion sees still ones. The verb is `mmssl report RUN...`.
 """
 
 import base64
@@ -19,11 +19,12 @@ from markupsafe import Markup
 from mmssl import __version__
 from mmssl.errors import MmsslError
 from mmssl.report import words
-from mmssl.report.figures import curves_svg, pca_colours, png_bytes
+from mmssl.report.figures import curves_svg, pca_colours, png_bytes, shrink, webp_bytes
 from mmssl.report.reading import Probe, RunFiles, Score, read_run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-ENCODER_NAMES = {"pretrained": "pretrained", "random": "random", "pixels": "raw pixels"}
+ENCODER_NAMES = {"pretrained": "pretrained", "random": "random", "pixels": "raw pixels", "copy": "held still"}
+UNITS = {"images": "images", "clips": "clips", "pairs": "pairs of frames"}
 
 
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], *, out: Path | None = None) -> None:
@@ -57,10 +58,11 @@ def write_report(run: Path | str) -> Path:
             tiles=_tiles(files),
             fillings=_fillings(files),
             triples=_triples(files),
-            summary=words.probe_summary(files.probes),
-            verdicts=[v for v in map(words.verdict, files.probes) if v],
-            probes=[(probe, _bars(probe)) for probe in files.probes],
-            encoders=_encoders([files]),
+            shown=words.shown(files, baseline="interpolated" in files.pictures.get("reconstruction", {})),
+            summary=words.probe_summary(files.fitted),
+            fitted=_scores(files.fitted),
+            tracking=_scores(files.tracking),
+            tracks=_tracks(files),
             features=_feature_pictures(files),
             curves=_curves({files.name: files}),
             stages=_stages(files.timing),
@@ -112,7 +114,8 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "png": _data_uri,
+        "picture": _picture_uri,
+        "file": _file_uri,
         "number": words.number,
         "metric": words.metric,
         "duration": words.duration,
@@ -123,8 +126,17 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _data_uri(image: np.ndarray) -> str:
-    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
+def _picture_uri(image: np.ndarray) -> str:
+    """A picture (H, W, 3) as PNG, a clip (T, H, W, 3) as animated WebP."""
+    return _uri("png", png_bytes(image)) if image.ndim == 3 else _uri("webp", webp_bytes(image))
+
+
+def _file_uri(path: Path) -> str:
+    return _uri(path.suffix.removeprefix("."), path.read_bytes())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
@@ -132,7 +144,9 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
     tiles = []
     ratio = words.error_ratio(run)
     if ratio is not None:
-        tiles.append(("error on masked patches", f"{ratio:.2f}×", "best interpolation = 1.00"))
+        tiles.append(
+            ("error on masked patches", f"{ratio:.2f}×", f"{words.best_guess(run).removeprefix('the ')} = 1.00")
+        )
     for probe in run.probes[:1]:
         if "pretrained" in probe.scores:
             others = [f"{ENCODER_NAMES.get(n, n)} {words.number(s.value)}" for n, s in probe.scores.items()][1:3]
@@ -145,7 +159,9 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
         )
     _, speed = run.series("images_per_second")
     if speed:
-        tiles.append(("images per second", f"{statistics.median(speed):,.0f}", "median while training"))
+        rate = statistics.median(speed)
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+        tiles.append((f"{UNITS[run.kind]} per second", shown, "median while training"))
     if run.timing:
         tiles.append(("time in all", words.duration(sum(run.timing.values())), " · ".join(run.timing)))
     return tiles
@@ -175,11 +191,40 @@ def _fillings(run: RunFiles) -> list[tuple[str, str, list[tuple[str, float, floa
     return filled
 
 
-def _triples(run: RunFiles, most: int = 8) -> list[list[tuple[str, np.ndarray]]]:
+def _triples(run: RunFiles) -> list[list[tuple[str, np.ndarray]]]:
+    """Rows of named pictures, each (H, W, 3), or (T, H, W, 3) to be animated."""
     pictures = run.pictures.get("reconstruction", {})
     if not {"original", "masked", "reconstructed"} <= set(pictures):
         return []
-    return [[(key, images[i]) for key, images in pictures.items()] for i in _spread(len(pictures["original"]), most)]
+    original, most = pictures["original"], 8
+    if original.ndim == 5 and original.shape[1] == 2:
+        pictures, most = _pairs(pictures), 6
+    elif original.ndim == 5:
+        pictures, most = {key: shrink(clips) for key, clips in pictures.items()}, 4
+    return [[(key, images[i]) for key, images in pictures.items()] for i in _spread(len(original), most)]
+
+
+def _pairs(clips: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A past and a future frame (n, 2, H, W, 3) as still pictures side by side."""
+    named = {"masked future": "masked", "reconstructed": "reconstructed", "without a model": "interpolated"}
+    between = {name: clips[key][:, 1] for name, key in named.items() if key in clips}
+    return {"past": clips["original"][:, 0], **between, "future": clips["original"][:, 1]}
+
+
+def _tracks(run: RunFiles, most: int = 6) -> list[tuple[str, Path, Path]]:
+    """Sequence, its moving overlay and its still one; where one is missing the other stands in."""
+    names = list(run.tracks)
+    chosen = [(name, run.tracks[name]) for name in (names[i] for i in _spread(len(names), most))]
+    return [(n, files.get(".webp", files.get(".png")), files.get(".png", files.get(".webp"))) for n, files in chosen]
+
+
+def _scores(probes: list[Probe]) -> dict[str, Any]:
+    """What the page says about some probes: bars, a table and verdicts."""
+    return {
+        "probes": [(probe, _bars(probe)) for probe in probes],
+        "encoders": list(dict.fromkeys(name for probe in probes for name in probe.scores)),
+        "verdicts": [v for v in map(words.verdict, probes) if v],
+    }
 
 
 def _spread(total: int, most: int) -> list[int]:
@@ -210,10 +255,6 @@ def _bars(probe: Probe) -> list[dict[str, Any]]:
         left = (min(shown, 0.0) - low) / span
         bars.append({"encoder": name, "score": s, "left": 100 * left, "width": 100 * abs(shown) / span})
     return bars
-
-
-def _encoders(runs: list[RunFiles]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for probe in run.probes for name in probe.scores))
 
 
 def _curves(runs: dict[str, RunFiles]) -> list[Markup]:

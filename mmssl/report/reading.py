@@ -40,6 +40,10 @@ class Probe:
     def name(self) -> str:
         return f"{self.evaluator} → {self.target}" if self.target else self.evaluator
 
+    @property
+    def is_tracking(self) -> bool:
+        return self.evaluator.replace(",", " ").split()[:1] == ["track"]
+
     def margin(self, over: str, of: str = "pretrained") -> float | None:
         """How much better `of` is than `over` (positive is better whatever the metric), None where one is missing."""
         if of not in self.scores or over not in self.scores:
@@ -61,8 +65,9 @@ class RunFiles:
     `metrics` holds one mapping a logged step, in step order, the last one where a resumed run logged a step twice.
     `reconstruction` maps "model" and each interpolation to its squared error on masked patches, in pixels of [0, 1];
     `explained` the same names to the share of the variance of normalised patches (norm-pix) that they explain.
-    `pictures` maps "reconstruction" and "features" to the arrays of `figures/<name>.npz`.
-    `timing` maps a stage to seconds.
+    `pictures` maps "reconstruction" and "features" to the arrays of `figures/<name>.npz`; reconstructions are images
+    (n, H, W, 3) or clips (n, T, H, W, 3), of which those with T = 2 are a past and a future frame.
+    `timing` maps a stage to seconds. `tracks` maps a sequence of `track/` to its overlays, ".webp" (moving) and ".png".
     """
 
     path: Path
@@ -74,10 +79,33 @@ class RunFiles:
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
     command: str | None = None
+    tracks: dict[str, dict[str, Path]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.path.resolve().name
+
+    @property
+    def kind(self) -> str:
+        """What the model learned from: "images", "clips", or "pairs" of a past and a future frame."""
+        data = self.config.get("data")
+        clip = data.get("clip") if isinstance(data, dict) else None
+        if isinstance(clip, dict):
+            return "pairs" if clip.get("how") == "pair" else "clips"
+        original = self.pictures.get("reconstruction", {}).get("original")
+        if original is None or original.ndim == 4:
+            return "images"
+        return "pairs" if original.shape[1] == 2 else "clips"
+
+    @property
+    def fitted(self) -> list[Probe]:
+        """Questions for which something was fitted on frozen features."""
+        return [probe for probe in self.probes if not probe.is_tracking]
+
+    @property
+    def tracking(self) -> list[Probe]:
+        """Questions of label propagation, for which nothing was fitted."""
+        return [probe for probe in self.probes if probe.is_tracking]
 
     @property
     def norm_pix(self) -> bool:
@@ -115,6 +143,7 @@ def read_run(path: Path | str) -> RunFiles:
         pictures=_read_pictures(path / "figures"),
         timing=_numbers(_read_json(path / "timing.json")),
         command=command.read_text().strip() if command.is_file() else None,
+        tracks=_find_tracks(path / "track"),
     )
 
 
@@ -181,7 +210,23 @@ def _read_pictures(folder: Path) -> dict[str, dict[str, np.ndarray]]:
                 pictures[name] = {key: file[key] for key in keys if key in file}
         except Exception as error:  # zipfile, zlib and numpy each raise their own on a cut file
             raise MmsslError(f"{path} cannot be read ({error}); delete it or make it again.") from None
-    return {name: arrays for name, arrays in pictures.items() if set(wanted[name][:2]) <= set(arrays)}
+    pictures = {name: arrays for name, arrays in pictures.items() if set(wanted[name][:2]) <= set(arrays)}
+    for key, images in pictures.get("reconstruction", {}).items():
+        if images.dtype != np.uint8 or images.ndim not in (4, 5) or images.shape[-1] != 3:
+            raise MmsslError(
+                f"{folder / 'reconstruction.npz'}: {key} must be uint8 (n, H, W, 3) or (n, T, H, W, 3), got "
+                f"{images.dtype} {images.shape}; delete the file or make it again."
+            )
+    return pictures
+
+
+def _find_tracks(folder: Path) -> dict[str, dict[str, Path]]:
+    """Sequence -> its overlays by suffix, in the order of the sequences' names."""
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.rglob("[!.]*")):  # a name with a dot before it is half written
+        if path.suffix in (".webp", ".png"):
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), {})[path.suffix] = path
+    return found
 
 
 def _numbers(mapping: dict) -> dict[str, float]:

@@ -4,7 +4,18 @@ from dataclasses import dataclass
 
 from mmssl.report.reading import Probe, RunFiles
 
-REFERENCE_WORDS = {"random": "a randomly initialised encoder", "pixels": "raw pixels"}
+REFERENCE_WORDS = {
+    "random": "a randomly initialised encoder",
+    "pixels": "raw pixels",
+    "copy": "the first frame's labels held still",
+}
+_HELD_OUT = {"images": "held-out frames", "clips": "held-out clips", "pairs": "the second of two held-out frames"}
+_BEST_GUESS = {
+    "images": ("the best interpolation", "the best that interpolation from the visible patches can do"),
+    "clips": ("the best interpolation", "the best that interpolation in space and time from what is visible can do"),
+    "pairs": ("copying or interpolating", "the better of copying the first and interpolating from the visible patches"),
+}
+"""What a model has to beat, shortly and at length, by `RunFiles.kind`."""
 
 
 @dataclass(frozen=True)
@@ -73,25 +84,39 @@ def error_ratio(run: RunFiles) -> float | None:
     return model / best if model is not None and best else None
 
 
+def best_guess(run: RunFiles) -> str:
+    """What a model has to beat."""
+    return _BEST_GUESS[run.kind][0]
+
+
+def shown(run: RunFiles, baseline: bool) -> str:
+    """What the pictures of reconstructions show; with `baseline` they hold the best interpolation too."""
+    if run.kind == "pairs":
+        text = "Held-out pairs of frames: the model sees the past frame whole, and of the future only what is not grey."
+        return f"{text} Beside its reconstruction is the better of copying and interpolating." if baseline else text
+    where = "clips: the model sees" if run.kind == "clips" else "frames: the model sees"
+    text = f"Held-out {where} only the patches that are not grey and fills in the rest"
+    text += ", in space and time" if run.kind == "clips" else ""
+    return f"{text}; the last picture is the best interpolation." if baseline else f"{text}."
+
+
 def headline(run: RunFiles) -> Headline:
     """The reconstruction score against the best interpolation; where there is none, what the loss did."""
     ratio = error_ratio(run)
     if ratio is None:
         return _loss_headline(run)
     percent = round(abs(1 - ratio) * 100)
-    start = "Filling in masked patches of held-out frames, the model"
-    than = "the best that interpolation from the visible patches can do"
+    start = f"Filling in masked patches of {_HELD_OUT[run.kind]}, the model"
+    best, than = _BEST_GUESS[run.kind]
     space = ", both judged on patches without their own mean and contrast" if run.norm_pix else ""
     numbers = f"(its squared error is {ratio:.2f} times as large{space})"
     if ratio <= 0.995:
-        title = f"{percent}% less error than the best interpolation"
+        title = f"{percent}% less error than {best}"
         return Headline(title, f"{start} beats {than} {numbers}.", "good")
     if ratio < 1.005:
-        return Headline(
-            "As good as the best interpolation, no better", f"{start} only matches {than} {numbers}.", "even"
-        )
+        return Headline(f"As good as {best}, no better", f"{start} only matches {than} {numbers}.", "even")
     more = f"{percent}% more error than" if ratio < 2 else f"{ratio:.1f} times the error of"
-    title = f"Not there yet: {more} the best interpolation"
+    title = f"Not there yet: {more} {best}"
     return Headline(title, f"{start} is worse than {than} {numbers}. It needs more steps.", "bad")
 
 

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from mmssl.errors import MmsslError
 from mmssl.nn.gather import gather_tokens
 from mmssl.nn.linear import Linear
+from mmssl.nn.positions import Positioned
 from mmssl.registry import TOKENIZERS
 
-Positions = Literal["sincos", "sincos_row", "learned", "none"]
+Positions = Literal["sincos", "sincos_row", "sinusoid", "learned", "separable", "none"]
+"""Fixed tables: `sincos` (column first, MAE; time first for clips), `sincos_row` (row first), `sinusoid` (VideoMAE's
+wave over the flat place). Learned ones: `learned` (one table), `separable` (ST-MAE's time plus place, clips alone)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class TokenizerConfig:
         return TOKENIZERS.get(mapping["name"]).config_class
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(Positioned):
     """Raw modality <-> tokens. A subclass fills in the five methods and calls `build` at the end of its `__init__`.
 
     Attributes:
@@ -40,7 +43,8 @@ class Tokenizer(nn.Module):
         patch_dim: P, number of values in a patch.
         embed_dim: D, width of a token.
         proj: Linear(P -> D).
-        pos_embed: position table (1, N, D); trained only where positions are "learned".
+        pos_embed: position table (1, N, D), trained only where positions are "learned"; for "separable" ones there are
+            two, both trained: pos_embed_spatial (1, h * w, D) and pos_embed_temporal (1, t, D).
     """
 
     config_class: ClassVar[type[TokenizerConfig]]
@@ -57,23 +61,19 @@ class Tokenizer(nn.Module):
         """Make the projection and the position table, once `grid` and `patch_dim` are known."""
         self.proj = Linear(self.patch_dim, self.embed_dim)
         nn.init.xavier_uniform_(self.proj.weight)
-        self.pos_embed = nn.Parameter(self.position_table(self.embed_dim, positions), positions == "learned")
+        self.scheme = positions
+        self.set_positions(self.position_table(self.embed_dim, positions), positions in ("learned", "separable"))
 
     @property
     def num_tokens(self) -> int:
         return math.prod(self.grid)
-
-    @property
-    def positions(self) -> Tensor:
-        """The position table (1, N, D)."""
-        return self.pos_embed
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         """Tokens with their positions: all of them (B, N, D), or those at the places `index` (B, n) -> (B, n, D).
 
         Patches are gathered before they are embedded, so that masked ones cost nothing.
         """
-        positions = self.pos_embed if index is None else gather_tokens(self.pos_embed, index)
+        positions = self.positions if index is None else gather_tokens(self.positions, index)
         return self.embed(self.target(x, index)) + positions
 
     def target(self, x: Tensor, index: Tensor | None = None) -> Tensor:
@@ -101,8 +101,8 @@ class Tokenizer(nn.Module):
         """Exact inverse of `patchify`, on the lattice `grid` (default: the tokenizer's own)."""
         raise NotImplementedError
 
-    def position_table(self, dim: int, positions: Positions) -> Tensor:
-        """A position table (1, N, dim) of this lattice: fixed, or the start of a learned one."""
+    def position_table(self, dim: int, positions: Positions) -> Tensor | tuple[Tensor, Tensor]:
+        """A position table (1, N, dim) of this lattice, fixed or the start of a learned one; a pair for "separable"."""
         raise NotImplementedError
 
     def check_shape(self, x: Tensor) -> None:

@@ -1,13 +1,14 @@
-"""Images <-> patch tokens."""
+"""Images <-> patch tokens, and what they share with clips."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmssl.errors import MmsslError
 from mmssl.nn.gather import gather_tokens
-from mmssl.nn.positions import sincos_2d
+from mmssl.nn.positions import sincos_2d, sinusoid
 from mmssl.registry import register_tokenizer
 from mmssl.tokenizers.base import Positions, Tokenizer, TokenizerConfig, learned_table
 
@@ -18,6 +19,136 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) from one number or two."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def settle_pixels(config: Any) -> None:
+    """Make pairs of `image_size` and `patch_size`, and refuse what cannot be; for the `__post_init__` of a config."""
+    size, patch = as_pair(config.image_size), as_pair(config.patch_size)
+    object.__setattr__(config, "image_size", size)
+    object.__setattr__(config, "patch_size", patch)
+    if min(size) < 1 or min(patch) < 1:
+        raise MmsslError(f"image_size {size} and patch_size {patch} must be positive.")
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise MmsslError(
+            f"image_size {size[0]}x{size[1]} is not divisible by patch_size {patch[0]}x{patch[1]}; "
+            f"the nearest sizes that are: {nearest_multiple(size[0], patch[0])}x{nearest_multiple(size[1], patch[1])}."
+        )
+    if not len(config.mean) == len(config.std) == config.channels:
+        raise MmsslError(
+            f"mean and std need one value for each of the {config.channels} channels, "
+            f"got {len(config.mean)} and {len(config.std)}."
+        )
+    if min(config.std) <= 0:
+        raise MmsslError(f"std must be above 0, got {config.std}.")
+
+
+def nearest_multiple(size: int, part: int) -> int:
+    """The multiple of `part` nearest to `size`, at least one of them."""
+    return max(part, round(size / part) * part)
+
+
+class PixelTokenizer(Tokenizer):
+    """Base of what reads pixels, (B, ..., C, H, W), uint8 or float in [0, 1]; channel fastest in a patch.
+
+    A subclass sets `grid` and `patch_dim` in its `lay_out`, called once more where the encoder is resized.
+    """
+
+    noun = "images"
+
+    def __init__(self, config: TokenizerConfig, modality: str, embed_dim: int, positions: Positions = "sincos"):
+        super().__init__(config, modality, embed_dim)
+        self.register_buffer("mean", torch.tensor(config.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(config.std).view(-1, 1, 1))
+        self.lay_out()
+        self.build(positions)
+
+    def lay_out(self) -> None:
+        """Set `grid` and `patch_dim` from the config."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return (self.config.channels, *self.config.image_size)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """(B, ..., C, H, W), uint8 or float in [0, 1] -> float32, normalised with the mean and std."""
+        self.check_shape(x)
+        return self._normalise(x, self.mean, self.std)
+
+    def target(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """As the base class says; patches are gathered as they travel (uint8), and only those are normalised."""
+        if index is None:
+            return super().target(x)
+        self.check_shape(x)
+        return self.prepare_patches(gather_tokens(self.cut(x), index).mT.flatten(2))
+
+    def prepare_patches(self, patches: Tensor) -> Tensor:
+        """Patches of raw pixels (..., P), channel fastest -> as `prepare` has them."""
+        repeats = patches.shape[-1] // self.config.channels
+        mean, std = (s.flatten().repeat(repeats) for s in (self.mean, self.std))  # (P,)
+        return self._normalise(patches, mean, std)
+
+    @staticmethod
+    def _normalise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        unit = 255 if x.dtype == torch.uint8 else 1
+        return (x.float() - mean * unit) / (std * unit)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Pixels (B, ..., C, H, W) -> patches (B, N, C, P / C), channel slowest: what is quickest to cut out."""
+        raise NotImplementedError
+
+    def patchify(self, prepared: Tensor) -> Tensor:
+        """(B, ..., C, H, W) -> (B, N, P), channel fastest."""
+        return self.cut(prepared).mT.flatten(2)
+
+    def restore(self, prepared: Tensor) -> Tensor:
+        """Normalised (B, ..., C, H, W) -> pixels in [0, 1] (where the values are those of an image)."""
+        return prepared * self.std + self.mean
+
+    def resize(self, config: TokenizerConfig) -> None:
+        """Take another size from now on, in place.
+
+        A `sinusoid` table is made anew, unless it was trained since; all others are interpolated.
+        """
+        old_grid, old_table, self.config = self.grid, self.positions.detach(), config
+        formula = self.scheme == "sinusoid" and torch.allclose(old_table, self._sinusoid(old_table), atol=1e-2)
+        self.lay_out()
+        if formula:
+            self.set_positions(self._sinusoid(old_table), self.pos_embed.requires_grad)
+        else:
+            self.resize_positions(old_grid, self.grid)
+
+    def _sinusoid(self, like: Tensor) -> Tensor:
+        return self.position_table(self.embed_dim, "sinusoid").to(like)
+
+    def position_table(self, dim: int, positions: Positions) -> Tensor | tuple[Tensor, Tensor]:
+        """The tables that know no axes; the others are a subclass's business."""
+        if positions == "sinusoid":
+            return sinusoid(dim, self.num_tokens)[None]
+        return learned_table(self.num_tokens, dim) if positions == "learned" else torch.zeros(1, self.num_tokens, dim)
+
+    def check_shape(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise MmsslError(f"{self.modality!r} must be a torch tensor, got {type(x).__name__}.")
+        if x.dtype != torch.uint8 and not x.is_floating_point():
+            raise MmsslError(f"{self.modality!r} must be uint8, or float in [0, 1], got {x.dtype}; convert it.")
+        if tuple(x.shape[1:]) != self.shape:
+            raise MmsslError(
+                f"{self.modality!r} must have the shape (batch, {', '.join(map(str, self.shape))}), "
+                f"got {tuple(x.shape)}; resize the {self.noun}, or the encoder with encoder.resize((height, width))."
+            )
+
+    def check(self, x: Tensor) -> None:
+        self.check_shape(x)
+        if x.dtype == torch.uint8 or x.numel() == 0:
+            return
+        low, high = x.min().item(), x.max().item()
+        if not (low >= 0 and high <= 1):  # also false for NaN
+            raise MmsslError(
+                f"{self.modality!r} holds floats from {low:.4g} to {high:.4g}, but floats must lie in [0, 1]; "
+                "give uint8 pixels, or divide by 255, and leave out mean and std (the encoder applies them)."
+            )
 
 
 @dataclass(frozen=True)
@@ -36,31 +167,11 @@ class ImageTokenizerConfig(TokenizerConfig):
     """Standard deviation of each channel, for pixels in [0, 1]."""
 
     def __post_init__(self) -> None:
-        size, patch = as_pair(self.image_size), as_pair(self.patch_size)
-        object.__setattr__(self, "image_size", size)
-        object.__setattr__(self, "patch_size", patch)
-        if min(size) < 1 or min(patch) < 1:
-            raise MmsslError(f"image_size {size} and patch_size {patch} must be positive.")
-        if size[0] % patch[0] or size[1] % patch[1]:
-            raise MmsslError(
-                f"image_size {size[0]}x{size[1]} is not divisible by patch_size {patch[0]}x{patch[1]}; "
-                f"the nearest sizes that are: {_nearest(size[0], patch[0])}x{_nearest(size[1], patch[1])}."
-            )
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise MmsslError(
-                f"mean and std need one value for each of the {self.channels} channels, "
-                f"got {len(self.mean)} and {len(self.std)}."
-            )
-        if min(self.std) <= 0:
-            raise MmsslError(f"std must be above 0, got {self.std}.")
-
-
-def _nearest(size: int, patch: int) -> int:
-    return max(patch, round(size / patch) * patch)
+        settle_pixels(self)
 
 
 @register_tokenizer("image")
-class ImageTokenizer(Tokenizer):
+class ImageTokenizer(PixelTokenizer):
     """Images (B, C, H, W), uint8 or float in [0, 1], <-> patches (B, N, p * q * C).
 
     A patch is flattened in the order (row, column, channel), channel fastest, as MAE does.
@@ -68,44 +179,17 @@ class ImageTokenizer(Tokenizer):
 
     config_class = ImageTokenizerConfig
 
-    def __init__(self, config: ImageTokenizerConfig, modality: str, embed_dim: int, positions: Positions = "sincos"):
-        super().__init__(config, modality, embed_dim)
-        (height, width), (p, q) = config.image_size, config.patch_size
+    def lay_out(self) -> None:
+        (height, width), (p, q) = self.config.image_size, self.config.patch_size
         self.grid = (height // p, width // q)
-        self.patch_dim = p * q * config.channels
-        self.register_buffer("mean", torch.tensor(config.mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(config.std).view(-1, 1, 1))
-        self.build(positions)
+        self.patch_dim = p * q * self.config.channels
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), uint8 or float in [0, 1] -> float32, normalised with the mean and std."""
-        self.check_shape(x)
-        return self._normalise(x, self.mean, self.std)
-
-    def target(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        """As the base class says; patches are gathered as they travel (uint8), and only those are normalised."""
-        if index is None:
-            return super().target(x)
-        self.check_shape(x)
+    def cut(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, C, p * q)."""
+        batch, channels, height, width = x.shape
         p, q = self.config.patch_size
-        mean, std = (s.flatten().repeat(p * q) for s in (self.mean, self.std))  # (P,), channel fastest
-        return self._normalise(gather_tokens(self.patchify(x), index), mean, std)
-
-    @staticmethod
-    def _normalise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        unit = 255 if x.dtype == torch.uint8 else 1
-        return (x.float() - mean * unit) / (std * unit)
-
-    def restore(self, prepared: Tensor) -> Tensor:
-        """Normalised (B, C, H, W) -> pixels in [0, 1] (where the values are those of an image)."""
-        return prepared * self.std + self.mean
-
-    def patchify(self, prepared: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, p * q * C)."""
-        batch, channels, height, width = prepared.shape
-        p, q = self.config.patch_size
-        x = prepared.reshape(batch, channels, height // p, p, width // q, q)
-        return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * q * channels)
+        x = x.reshape(batch, channels, height // p, p, width // q, q)
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels, p * q)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """(B, N, p * q * C) -> (B, C, H, W), exactly what `patchify` took."""
@@ -115,31 +199,8 @@ class ImageTokenizer(Tokenizer):
         return x.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, rows * p, columns * q)
 
     def position_table(self, dim: int, positions: Positions) -> Tensor:
-        if positions == "none":
-            return torch.zeros(1, self.num_tokens, dim)
-        if positions == "learned":
-            return learned_table(self.num_tokens, dim)
-        return sincos_2d(dim, self.grid, "row_first" if positions == "sincos_row" else "column_first")[None]
-
-    def check_shape(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise MmsslError(f"{self.modality!r} must be a torch tensor, got {type(x).__name__}.")
-        if x.dtype != torch.uint8 and not x.is_floating_point():
-            raise MmsslError(f"{self.modality!r} must be uint8, or float in [0, 1], got {x.dtype}; convert it.")
-        wanted = (self.config.channels, *self.config.image_size)
-        if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
-            raise MmsslError(
-                f"{self.modality!r} must have the shape (batch, {', '.join(map(str, wanted))}), got {tuple(x.shape)}; "
-                "resize the images, or the encoder with encoder.resize((height, width))."
-            )
-
-    def check(self, x: Tensor) -> None:
-        self.check_shape(x)
-        if x.dtype == torch.uint8 or x.numel() == 0:
-            return
-        low, high = x.min().item(), x.max().item()
-        if not (low >= 0 and high <= 1):  # also false for NaN
-            raise MmsslError(
-                f"{self.modality!r} holds floats from {low:.4g} to {high:.4g}, but floats must lie in [0, 1]; "
-                "give uint8 pixels, or divide by 255, and leave out mean and std (the encoder applies them)."
-            )
+        if positions == "separable":
+            raise MmsslError("positions 'separable' are of times and places; images have 'sincos' or 'learned' ones.")
+        if positions in ("sincos", "sincos_row"):
+            return sincos_2d(dim, self.grid, "row_first" if positions == "sincos_row" else "column_first")[None]
+        return super().position_table(dim, positions)

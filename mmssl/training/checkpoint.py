@@ -23,7 +23,7 @@ from mmssl.training import atomic
 from mmssl.training.lock import folder_lock, is_main_process
 
 _OURS = ["config.yaml", "command.txt", "metrics.jsonl", "tensorboard", "checkpoints", "export", "figures"]
-_OURS += ["report.html", "scores.json", "timing.json"]
+_OURS += ["report.html", "scores.json", "timing.json", "skipped.txt"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.timing = self.path / "timing.json"
         self.command = self.path / "command.txt"
+        self.skipped = self.path / "skipped.txt"
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the folder against other processes; makes it if need be."""

@@ -61,16 +61,25 @@ class RunLog:
         total: steps of the whole run.
         label: the word before the bar or the line.
         quiet: show nothing.
+        unit: what a sample is called, "images" or "clips". The metric is `images_per_second` in any case.
     """
 
-    def __init__(self, run: RunFolder | None, start: int, total: int, label: str = "train", quiet: bool = False):
+    def __init__(
+        self,
+        run: RunFolder | None,
+        start: int,
+        total: int,
+        label: str = "train",
+        quiet: bool = False,
+        unit: str = "images",
+    ):
         self._file = self._board = None
         if run is not None:
             self._file = open(_kept_metrics(run, start), "a")  # noqa: SIM115 (closed in __exit__)
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else None)
-        self._total, self._label, self._quiet = total, label, quiet
+        self._total, self._label, self._quiet, self._unit = total, label, quiet, unit
         self._on_terminal = sys.stderr.isatty()
         hidden = quiet or not self._on_terminal
         self._bar = tqdm(total=total, initial=start, desc=label, unit="step", disable=hidden, dynamic_ncols=True)
@@ -101,11 +110,14 @@ class RunLog:
             self._file.flush()
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
-        shown = f"loss {metrics['loss']:.4f}, lr {metrics['lr']:.2e}, {metrics['images_per_second']:.0f} images/s"
+        shown = f"loss {metrics['loss']:.4f}, lr {metrics['lr']:.2e}, {self._speed(metrics['images_per_second'])}"
         if self._on_terminal:
             self._bar.set_postfix_str(shown)
         else:
             self.say(f"{self._label}: step {step}/{self._total}, {shown}, {self._time_left(step)} left")
+
+    def _speed(self, rate: float) -> str:
+        return f"{rate:.0f} {self._unit}/s" if rate >= 10 else f"{rate:.1f} {self._unit}/s"
 
     def _time_left(self, step: int) -> str:
         rate = (time.monotonic() - self._began) / max(step - self._start, 1)

@@ -44,8 +44,8 @@ def fit(
 
     Args:
         model: `forward(batch, keys=keys)` gives a dict with "loss", a pair (sum, count), and scalars to log. It may
-            have `encoder.check(batch)`, called on the first sample, `no_decay()` and `after_step(progress)`. It ends
-            in eval mode.
+            have `check(batch)` or `encoder.check(batch)`, called on the first sample, `no_decay()` and
+            `after_step(progress)`. It ends in eval mode.
         dataset: what `mmssl.open_dataset` gives.
         augmentation: how training images vary; None for not at all.
         run: the run folder, locked by the caller; None writes nothing.
@@ -61,7 +61,7 @@ def fit(
     per_epoch = len(loader) // loop.accumulate
     total = loop.total_steps(per_epoch)
     schedule = optim.schedule(loop.batch_size, total, per_epoch)
-    _check_first(model, dataset)
+    _check_first(model, loader)
 
     model.to(team.device).train()
     optimizer = build_optimizer(model, optim)
@@ -73,8 +73,8 @@ def fit(
 
     batches = _steps(loader, saver.step, total, per_epoch, loop.accumulate, _prepare(team, augmentation, transform))
     watch = NanWatch(team.device, run)
-    files = run if team.is_main else None
-    with StopSignal() as stop, RunLog(files, saver.step, total, label, quiet or not team.is_main) as log:
+    files, unit = run if team.is_main else None, "clips" if dataset.modality.startswith("video") else "images"
+    with StopSignal() as stop, RunLog(files, saver.step, total, label, quiet or not team.is_main, unit) as log:
         finished, metrics = _train(job, batches, saver, watch, stop, log)
     model.eval()
     return FitResult(saver.step, total, finished, 0 if finished else stop.received, job.clock.read(), metrics)
@@ -202,19 +202,20 @@ def _prepare(
 
 def _loader(dataset: Any, loop: LoopConfig, team: Processes, augmentation: Augmentation | None) -> Loader:
     size = loop.micro_batch(team.world)
-    if len(dataset) < loop.batch_size:
+    if len(dataset) * loop.repeats < loop.batch_size:
         raise MmsslError(
-            f"{len(dataset)} samples do not fill one batch of loop.batch_size {loop.batch_size}; lower loop.batch_size."
+            f"{len(dataset)} samples times loop.repeats {loop.repeats} do not fill one batch of loop.batch_size "
+            f"{loop.batch_size}; lower loop.batch_size, or raise loop.repeats."
         )
-    places = {"rank": team.rank, "world": team.world}
+    places = {"rank": team.rank, "world": team.world, "repeats": loop.repeats, "timeout": loop.worker_timeout}
     return Loader(dataset, size, seed=loop.seed, augmentation=augmentation, workers=loop.workers, **places)
 
 
-def _check_first(model: nn.Module, dataset: Any) -> None:
-    """Let the encoder look at the values of one sample: ranges cannot be looked at inside a compiled step."""
-    encoder = getattr(model, "encoder", None)
-    if hasattr(encoder, "check"):
-        encoder.check({name: value[None] for name, value in dataset[0].items()})
+def _check_first(model: nn.Module, loader: Loader) -> None:
+    """Let the model look at the values of one sample: ranges cannot be looked at inside a compiled step."""
+    judge = model if hasattr(model, "check") else getattr(model, "encoder", None)
+    if hasattr(judge, "check"):
+        judge.check(loader.peek())
 
 
 def _compiles(loop: LoopConfig, tell: Callable[[str], None]) -> bool:

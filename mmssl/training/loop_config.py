@@ -20,6 +20,9 @@ class LoopConfig:
     """samples of one optimizer step, over all processes and accumulated micro-batches"""
     accumulate: int = 1
     """micro-batches that one step is cut into, to fit into memory; changes nothing else"""
+    repeats: int = 1
+    """rows that each sample gets in a batch, each with its own draws (repeated sampling); batch_size counts them all,
+    and one epoch visits every sample so many times"""
     precision: Precision = "auto"
     """auto (bf16 on devices that multiply in it natively), fp32 or bf16"""
     compile: bool = False
@@ -38,6 +41,8 @@ class LoopConfig:
     """newest checkpoints that are kept"""
     workers: int = 0
     """processes that read data, for each training process; 0 reads in the training process"""
+    worker_timeout: float = 60.0
+    """seconds that such a process may take for one sample before it is killed and the file left out; 0 for any time"""
     max_minutes: float | None = None
     """end after so many minutes of training, with the learning rate annealed by then"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -46,11 +51,11 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise MmsslError("give exactly one of loop.steps and loop.epochs; set the other one to null (None).")
-        for name in ("steps", "epochs", "batch_size", "accumulate", "log_every", "keep"):
+        for name in ("steps", "epochs", "batch_size", "accumulate", "repeats", "log_every", "keep"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise MmsslError(f"loop.{name} must be 1 or more, got {value}.")
-        for name in ("checkpoint_every", "checkpoint_minutes", "workers"):
+        for name in ("checkpoint_every", "checkpoint_minutes", "workers", "worker_timeout"):
             if getattr(self, name) < 0:
                 raise MmsslError(f"loop.{name} must be 0 or more, got {getattr(self, name)}.")
         for name in ("clip_grad", "max_minutes"):

@@ -2,69 +2,121 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmssl.data.loading import DataConfig
+from mmssl.data.loading import DataConfig, Dataset
 from mmssl.errors import MmsslError
 from mmssl.methods.base import Method
 
-_GREY = 0.5
+_CLIPS = 4  # clips that are shown: each has many frames
+_FRAMES = 3  # frames of one clip whose features are shown
 
 
 @torch.no_grad()
 def save_pictures(method: Method, data: DataConfig, folder: Path, count: int = 8) -> None:
-    """Write `reconstruction.npz` (original, masked, reconstructed: uint8 (n, H, W, 3)) and `features.npz` (image, and
-    patch features `tokens` and `random`, (n, h, w, D), of the encoder and of a fresh one) of held-out images.
+    """Write what the report draws of held-out samples; a method gets the pictures that it can have.
 
-    A method without reconstruction, or one that does not read images, gets the pictures that it can have.
+    `reconstruction.npz`: original, masked, reconstructed, uint8 (n, H, W, 3), or (n, T, H, W, 3) of clips (T = 2: a
+    past and a future frame). `features.npz`: see `feature_arrays`; beside the encoder stands a fresh one.
     """
     batch = _some_samples(data, count)
-    if "image" not in batch or set(method.encoder.modalities) != {"image"}:
-        return
     folder.mkdir(parents=True, exist_ok=True)
-    original = _pixels(_floats(batch["image"]))
     with contextlib.suppress(MmsslError):  # not every method has something to show
-        _save(folder / "reconstruction.npz", original=original, **_reconstruction(method, batch))
+        found = method.reconstruct(batch)
+        shown = {"original": "target", "masked": "masked", "reconstructed": "prediction"}
+        _save(folder / "reconstruction.npz", **{name: pixels(found[key]) for name, key in shown.items()})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = type(method.encoder)(method.encoder.config).eval()
-    tokens, random = (encoder(batch).map("image").float().numpy() for encoder in (method.encoder, fresh))
-    _save(folder / "features.npz", image=original, tokens=tokens, random=random)
+    arrays = feature_arrays(method.encoder, fresh, batch)
+    if arrays:
+        _save(folder / "features.npz", **arrays)
 
 
 def _some_samples(data: DataConfig, count: int) -> dict[str, Tensor]:
-    """`count` samples spread over the held-out part, or over the training part where nothing is held out."""
+    """`count` samples, or a few clips, spread over the held-out part, or the training part where none can be read."""
     try:
-        dataset = data.open(split="test")
-    except MmsslError:
-        dataset = data.open()
+        return _some_of(data.open(split="test"), count)
+    except MmsslError:  # nothing is held out, or nothing of it is whole
+        return _some_of(data.open(), count)
+
+
+def _some_of(dataset: Dataset, count: int) -> dict[str, Tensor]:
     if len(dataset) == 0:
-        dataset = data.open()
-    places = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long()
-    return dataset.fetch(places)
+        raise MmsslError(f"dataset {dataset.name!r} has no samples to show.")
+    if dataset.clip is not None and dataset.clip.frames > 2:
+        count = min(count, _CLIPS)
+    return dataset.fetch(torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long())
 
 
-def _reconstruction(method: Method, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    found = method.reconstruct(batch)
-    height, width = batch["image"].shape[-2:]
-    rows, columns = method.encoder.grids["image"]
-    hidden = found["mask"].view(-1, 1, rows, columns)  # (n, 1, h, w)
-    hidden = hidden.repeat_interleave(height // rows, 2).repeat_interleave(width // columns, 3)  # (n, 1, H, W)
-    masked = torch.where(hidden, torch.tensor(_GREY), _floats(batch["image"]))
-    return {"masked": _pixels(masked), "reconstructed": _pixels(found["prediction"])}
+@torch.no_grad()
+def feature_arrays(encoder: nn.Module, random: nn.Module, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Pictures and their patch features, for a picture coloured by PCA.
+
+    Of clips a few frames stand for the whole: for a video encoder the first frames of some of its tokens, for an
+    encoder of images frames that it encodes one by one.
+
+    Returns:
+        image: uint8 (n, H, W, 3); tokens, random: float32 (n, h, w, D), of the encoder and of a random one. {} for an
+        encoder that reads something else, or several things at once.
+    """
+    shown = _shown(encoder, batch)
+    if shown is None:
+        return {}
+    maps = {name: _maps(model, shown) for name, model in (("tokens", encoder), ("random", random))}
+    return {"image": pixels(shown.images), **maps}
 
 
-def _floats(image: Tensor) -> Tensor:
-    return image.float() / 255 if image.dtype == torch.uint8 else image
+class _Shown(NamedTuple):
+    """What an encoder reads, the pictures of it, and the places in time of these; None for single images."""
+
+    inputs: dict[str, Tensor]
+    images: Tensor  # (n, 3, H, W)
+    times: list[int] | None
 
 
-def _pixels(image: Tensor) -> np.ndarray:
-    """(n, 3, H, W) in [0, 1] -> uint8 (n, H, W, 3)."""
-    return (image.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+def _shown(encoder: nn.Module, batch: dict[str, Tensor]) -> _Shown | None:
+    key = encoder.modalities[0]
+    kind, _, camera = key.partition("/")
+    if len(encoder.modalities) > 1 or kind not in ("image", "video"):
+        return None
+    if kind == "image" and key in batch:
+        return _Shown({key: batch[key]}, batch[key], None)
+    videos = [name for name in batch if name.split("/")[0] == "video" and camera in ("", name.partition("/")[2])]
+    if not videos:
+        return None
+    clip = batch[videos[0]]  # (n, T, 3, H, W)
+    clip = clip[: 2 if clip.shape[1] > 2 else _FRAMES]
+    if kind == "image":
+        frames = clip[:, _spread(clip.shape[1], _FRAMES)].flatten(0, 1)
+        return _Shown({key: frames}, frames, None)
+    times = _spread(encoder.grids[key][0], _FRAMES)
+    tubelet = clip.shape[1] // encoder.grids[key][0]
+    return _Shown({key: clip}, clip[:, [tubelet * t for t in times]].flatten(0, 1), times)
+
+
+def _maps(encoder: nn.Module, shown: _Shown) -> np.ndarray:
+    device = next(encoder.parameters()).device
+    maps = encoder({key: x.to(device) for key, x in shown.inputs.items()}).map()
+    if shown.times is not None:
+        maps = maps[:, shown.times].flatten(0, 1)  # (n, t, h, w, D) -> (n * times, h, w, D)
+    return maps.float().cpu().numpy()
+
+
+def _spread(total: int, most: int) -> list[int]:
+    """At most `most` places of `total`, evenly spread."""
+    return torch.linspace(0, total - 1, min(total, most)).round().long().tolist()
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """(..., 3, H, W), uint8 or float in [0, 1] -> uint8 (..., H, W, 3)."""
+    if image.dtype != torch.uint8:
+        image = (image.clamp(0, 1) * 255).round().byte()
+    return image.movedim(-3, -1).cpu().numpy()
 
 
 def _save(path: Path, **arrays: Any) -> None:

@@ -15,6 +15,7 @@ import yaml
 from mmssl import paths
 from mmssl.config import read_yaml, to_dict
 from mmssl.data.loading import DataConfig, Dataset
+from mmssl.data.vetting import vet_once
 from mmssl.methods.base import Method, MethodConfig, create_method
 from mmssl.training import atomic
 from mmssl.training.checkpoint import RunFolder, check_architecture
@@ -75,6 +76,8 @@ def _pretrain(config: PretrainConfig, run: RunFolder, init: str | Path | None, t
     size = config.data.image_size or _image_size(method)
     data = dataclasses.replace(config.data, image_size=size, target=config.data.target or "none")
     dataset = data.open()
+    if data.vet:
+        vet_once(dataset, run.skipped, config.loop.workers or None, say, team.is_main)
     if init is not None and run.all_checkpoints():
         say(f"{run.path} holds a checkpoint: going on from it, --init {init} is not read again.")
     elif init is not None:

@@ -17,9 +17,9 @@ _LOAD = {
         "model = timm.create_model('local-dir:{folder}', pretrained=True)"
     ),
     "transformers": (
-        "import mmssl\nimport torch\nfrom transformers import ViTMAEForPreTraining\n\n"
+        "import mmssl\nimport torch\nfrom transformers import {theirs}\n\n"
         "encoder = mmssl.load({folder!r})\nmethod = mmssl.load_method({folder!r})  # with the decoder\n"
-        "model = ViTMAEForPreTraining.from_pretrained({folder!r})"
+        "model = {theirs}.from_pretrained({folder!r})"
     ),
 }
 
@@ -37,6 +37,7 @@ def model_card(
         license: identifier of the licence, as the hub knows it.
         scores: the run's scores.json, shown where it exists.
     """
+    theirs = "VideoMAEForPreTraining" if encoder.modalities[0].startswith("video") else "ViTMAEForPreTraining"
     method = recipe.get("method") or {}
     name = method.get("name", "encoder")
     parts = [
@@ -50,7 +51,7 @@ def model_card(
         "## Input\n",
         _preprocessing(encoder.config, format),
         "## How to load\n",
-        f"```python\n{_LOAD[format].format(folder=folder.as_posix())}\n{_example(encoder)}\n```\n",
+        f"```python\n{_LOAD[format].format(folder=folder.as_posix(), theirs=theirs)}\n{_example(encoder)}\n```\n",
     ]
     if scores is not None and scores.is_file():
         parts += ["## Scores\n", _scores(scores)]
@@ -79,12 +80,15 @@ def _sizes(config: EncoderConfig, encoder: Encoder) -> dict[str, Any]:
         rows[f"{modality}: token lattice"] = " x ".join(map(str, tokenizer.grid))
         if hasattr(tokenizer.config, "patch_size"):
             rows[f"{modality}: input and patch size"] = f"{tokenizer.config.image_size}, {tokenizer.config.patch_size}"
+        if hasattr(tokenizer.config, "frames"):
+            rows[f"{modality}: frames, of which a token has"] = f"{tokenizer.config.frames}, {tokenizer.config.tubelet}"
     return rows
 
 
 def _training(recipe: dict[str, Any]) -> dict[str, Any]:
     data, loop, optim = (recipe.get(part) or {} for part in ("data", "loop", "optim"))
     rows = {"data": _data(data.get("source")), "split": data.get("split")}
+    rows |= {f"clips: {name}": value for name, value in (data.get("clip") or {}).items()}
     rows |= {name: loop.get(name) for name in ("steps", "epochs", "batch_size", "precision", "seed")}
     rows |= {"optimizer": optim.get("name"), "base learning rate (per 256)": optim.get("base_lr")}
     rows |= {"weight decay": optim.get("weight_decay")}
@@ -102,12 +106,17 @@ def _preprocessing(config: EncoderConfig, format: str) -> str:
     for modality, tokenizer in config.tokenizers.items():
         if not hasattr(tokenizer, "image_size"):
             continue
-        height, width = tokenizer.image_size
-        line = f"`{modality}`: uint8 (B, {tokenizer.channels}, {height}, {width}), or float in [0, 1]. "
+        line = f"`{modality}`: uint8 (B, {', '.join(map(str, _shape(tokenizer)))}), or float in [0, 1]. "
         line += "Do not normalise: " if format == "mmssl" else "Through mmssl, do not normalise: "
         line += f"mean {tokenizer.mean} and std {tokenizer.std} are applied inside the encoder"
         lines.append(line + (".\n" if format == "mmssl" else f"; {format} itself wants pixels normalised with them.\n"))
     return "\n".join(lines) or "As the encoder's config.json says; normalisation happens inside.\n"
+
+
+def _shape(config: Any) -> tuple[int, ...]:
+    """Shape of one image (C, H, W) or clip (T, C, H, W)."""
+    frames = (config.frames,) if hasattr(config, "frames") else ()
+    return (*frames, config.channels, *config.image_size)
 
 
 def _example(encoder: Encoder) -> str:
@@ -115,8 +124,7 @@ def _example(encoder: Encoder) -> str:
     tokenizer = encoder.tokenizers[modality]
     lines = [f"features = encoder({{{modality!r}: x}})"]
     if hasattr(tokenizer.config, "image_size"):
-        shape = (1, tokenizer.config.channels, *tokenizer.config.image_size)
-        lines.insert(0, f"x = torch.zeros({shape}, dtype=torch.uint8)")
+        lines.insert(0, f"x = torch.zeros({(1, *_shape(tokenizer.config))}, dtype=torch.uint8)")
     lines.append(
         f"features.tokens      # (1, {sum(t.num_tokens for t in encoder.tokenizers.values())}, {encoder.embed_dim})"
     )

@@ -1,4 +1,4 @@
-"""Classifiers that others fine-tuned: encoder, pooling and head of a published file."""
+"""Classifiers that others fine-tuned: encoder, pooling and head of a published file or folder."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,52 +9,80 @@ from torch import Tensor, nn
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.nn.heads import LinearHead
-from mmssl.weights.layout import Facts, require
-from mmssl.weights.load import read_published_file
-from mmssl.weights.official import build_encoder
+from mmssl.tokenizers.image import as_pair
+from mmssl.weights.layout import Published, require
+from mmssl.weights.load import recognise, resized
+from mmssl.weights.published import read_published_file, read_transformers_folder
 
 
 class Classifier(nn.Module):
     """Encoder, pooling, linear head. `classifier(batch) -> logits (B, classes)`.
 
-    The MAE authors' fine-tuned models pool the mean of the patch tokens and norm it after (`fc_norm`); models without
-    `fc_norm` read the normed cls token.
+    The fine-tuned models of MAE, VideoMAE and ST-MAE pool the mean of the patch tokens and norm it after (`fc_norm`);
+    models without `fc_norm` read the normed cls token, or the first patch token where they have none (transformers'
+    VideoMAE without use_mean_pooling).
     """
 
-    def __init__(self, encoder: Encoder, head: LinearHead, pooling: Literal["mean", "cls"]):
+    def __init__(self, encoder: Encoder, head: LinearHead, pooling: Literal["mean", "cls", "first"]):
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.pooling = pooling
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.head(self.encoder(batch).pooled(self.pooling))
+        features = self.encoder(batch)
+        return self.head(features.tokens[:, 0] if self.pooling == "first" else features.pooled(self.pooling))
 
 
 def load_classifier(
-    path: str | Path, *, heads: int | None = None, device: str | torch.device | None = None
+    source: str | Path,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    frames: int | None = None,
+    heads: int | None = None,
+    device: str | torch.device | None = None,
 ) -> Classifier:
-    """A fine-tuned classifier from a file in the MAE authors' or timm's layout, in evaluation mode.
+    """A fine-tuned classifier of images or video, in evaluation mode.
 
     Args:
-        path: `.pth` or `.safetensors` file with `head.{weight,bias}`.
+        source: a `.pth` or `.safetensors` file of the authors of MAE, VideoMAE or ST-MAE, or of timm, with
+            `head.{weight,bias}`; or a transformers ViTForImageClassification or VideoMAEForVideoClassification folder
+            or hub name.
+        image_size: height and width in pixels, as for `mmssl.load`.
+        frames: frames of a clip, as for `mmssl.load`.
         heads: attention heads of the encoder, where they are not the published ones for its width.
         device: where to put it; default the CPU.
 
     Raises:
-        MmsslError: as `mmssl.load`; also where the file holds no head.
+        MmsslError: as `mmssl.load`; also where the source holds no head.
     """
-    published = read_published_file(Path(path), Facts(heads=heads))
+    kind, path = recognise(source)
+    said = {"image_size_guess": None if image_size is None else as_pair(image_size), "frames": frames}
+    if kind == "transformers":
+        layout, published = read_transformers_folder(path, **said)
+    elif kind == "file":
+        layout, published = read_published_file(path, heads=heads, **said)
+    else:
+        raise MmsslError(f"{source} is no fine-tuned classifier of others; read its encoder with mmssl.load.")
+    if "head.weight" not in published.state:
+        raise MmsslError(f"{source} holds no classifier (no head.weight); read its encoder with mmssl.load.")
+    head = _head(published)
+    encoder = resized(layout.encoder(published), image_size, frames)
+    pooling = "mean" if isinstance(head.norm, nn.LayerNorm) else "cls" if encoder.config.cls_token else "first"
+    return Classifier(encoder, head, pooling).to(device or "cpu").eval()
+
+
+def _head(published: Published) -> LinearHead:
+    """The head with its weights, behind a norm where the file has one that comes after pooling."""
     state = published.state
-    if "head.weight" not in state:
-        raise MmsslError(f"{path} holds no classifier (no head.weight); read its encoder with mmssl.load.")
     pooled_norm = "fc_norm.weight" in state
-    require(state, ["head.bias"] + ["fc_norm.bias"] * pooled_norm, str(path))
+    require(state, ["head.bias"] + ["fc_norm.bias"] * pooled_norm, published.source)
     classes, dim = state["head.weight"].shape
     head = LinearHead(dim, classes, norm=pooled_norm)
     with torch.no_grad():
         for part, name in ((head.fc, "head"), (head.norm, "fc_norm"))[: 1 + pooled_norm]:
             part.weight.copy_(state[f"{name}.weight"])
             part.bias.copy_(state[f"{name}.bias"])
-    classifier = Classifier(build_encoder(published), head, "mean" if pooled_norm else "cls")
-    return classifier.to(device or "cpu").eval()
+    if pooled_norm:
+        head.norm.eps = published.facts.head_norm_eps
+    return head

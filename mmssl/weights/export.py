@@ -12,14 +12,18 @@ from safetensors.torch import save_file
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.methods.mae import MAE
-from mmssl.weights import runs
+from mmssl.methods.videomae import VideoMAE
+from mmssl.weights import huggingface, runs, videomae_transformers
 from mmssl.weights.card import model_card
 from mmssl.weights.files import State
-from mmssl.weights.huggingface import to_transformers
 from mmssl.weights.load import load, load_method, recognise
 from mmssl.weights.official import encoder_to_authors
 
 Format = Literal["mmssl", "timm", "transformers"]
+Files = tuple[State, dict[str, dict[str, Any]]]
+"""Tensors, and the contents of JSON files by their names."""
+
+_TO_TRANSFORMERS = {MAE: huggingface.to_transformers, VideoMAE: videomae_transformers.to_transformers}
 
 
 def export(
@@ -32,7 +36,8 @@ def export(
     Args:
         run: a run folder (its newest checkpoint is taken), one of its checkpoints, or anything that mmssl.load reads.
         out: the folder to write; default the run's export/, or export-FORMAT/ for the other formats.
-        format: mmssl; timm (what timm reads with local-dir:); transformers (ViTMAEForPreTraining, decoder included).
+        format: mmssl; timm (what timm reads with local-dir:); transformers (of an MAE ViTMAEForPreTraining, of a
+            VideoMAE VideoMAEForPreTraining, decoder included).
         license: the licence of the weights, as the hub names it (apache-2.0, cc-by-nc-4.0, ...).
         overwrite: write over a folder that is not empty and not the run's own export.
 
@@ -80,16 +85,20 @@ def _default_out(home: Path | None, run: Path, format: Format) -> Path:
     return home / "export" if format == "mmssl" else home / f"export-{format}"
 
 
-def _content(kind: str, path: Path, format: Format) -> tuple[Encoder, tuple[State, dict[str, Any]] | None]:
-    """The encoder, and for foreign formats the tensors and config.json to write."""
+def _content(kind: str, path: Path, format: Format) -> tuple[Encoder, Files | None]:
+    """The encoder, and for foreign formats what to write."""
     if format == "transformers":
         method = load_method(path)
-        if not isinstance(method, MAE):
-            raise MmsslError(f"{path} holds {method.config.name!r}; the transformers format is for 'mae' alone.")
-        return method.encoder, to_transformers(method)
+        if type(method) not in _TO_TRANSFORMERS:
+            raise MmsslError(
+                f"{path} holds {method.config.name!r}; the transformers format is for 'mae' and 'videomae' alone."
+            )
+        return method.encoder, _TO_TRANSFORMERS[type(method)](method)
     # A run's export may be older than its newest checkpoint, so the method is asked and not the export.
     encoder = load_method(path).encoder if kind in ("run", "checkpoint") else load(path)
-    return encoder, (encoder_to_authors(encoder), timm_config(encoder)) if format == "timm" else None
+    if format == "timm":
+        return encoder, (encoder_to_authors(encoder), {"config.json": timm_config(encoder)})
+    return encoder, None
 
 
 def timm_config(encoder: Encoder) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def _one_or_two(pair: tuple[int, int]) -> int | list[int]:
     return pair[0] if pair[0] == pair[1] else list(pair)
 
 
-def _write(out: Path, files: tuple[State, dict[str, Any]] | None, card: str, encoder: Encoder | None) -> None:
+def _write(out: Path, files: Files | None, card: str, encoder: Encoder | None) -> None:
     """Write into a temporary folder, then put each file in its place; other files in `out` stay."""
     temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
     try:
@@ -141,9 +150,10 @@ def _write(out: Path, files: tuple[State, dict[str, Any]] | None, card: str, enc
         if encoder is not None:
             encoder.save_pretrained(temporary)
         else:
-            state, config = files
+            state, settings = files
             save_file(state, temporary / runs.WEIGHTS, metadata={"format": "pt"})
-            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            for name, content in settings.items():
+                (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
         (temporary / "README.md").write_text(card)
         out.mkdir(parents=True, exist_ok=True)
         for path in sorted(temporary.iterdir()):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,7 +19,7 @@ from mmssl.errors import MmsslError
 State = dict[str, Tensor]
 
 # Where a checkpoint keeps its weights beside other things, and what wrappers put before every name.
-_INSIDE = ("model", "state_dict", "module")
+_INSIDE = ("model", "model_state", "state_dict", "module")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -26,11 +27,11 @@ def read_state(path: Path | str) -> tuple[State, dict[str, Any]]:
     """Weights of one file, and the training arguments stored beside them.
 
     Args:
-        path: a `.safetensors` file, or what `torch.save` wrote: a state dict, or a dict with one under `model` or
-            `state_dict`.
+        path: a `.safetensors` file, or what `torch.save` wrote: a state dict, or a dict with one under `model`,
+            `model_state` (PySlowFast), `state_dict` or `module` (DeepSpeed).
 
     Returns:
-        names -> tensors on the CPU, and the file's `args` as a dict (empty where it has none).
+        names -> tensors on the CPU, and the file's `args` as a dict (empty where it has none; of PySlowFast its `cfg`).
 
     Raises:
         MmsslError: no such file; damaged or cut short; holds pickled code; holds no tensors.
@@ -39,13 +40,23 @@ def read_state(path: Path | str) -> tuple[State, dict[str, Any]]:
     if not path.is_file():
         raise MmsslError(f"there is no file {str(path)!r}.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    arguments = content.get("args") if isinstance(content, dict) else None
     state = _unwrap(content)
     if not state:
         raise MmsslError(f"{path} holds no weights; give a checkpoint: a mapping of names to tensors.")
+    return state, _arguments(content)
+
+
+def _arguments(content: Any) -> dict[str, Any]:
+    """The settings beside the weights: a Namespace or a dict under `args`, or YAML text under `cfg` (PySlowFast)."""
+    arguments = content.get("args", content.get("cfg")) if isinstance(content, dict) else None
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
-    return state, arguments if isinstance(arguments, dict) else {}
+    if isinstance(arguments, str):
+        try:
+            arguments = yaml.safe_load(arguments)
+        except yaml.YAMLError:
+            arguments = None
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def _unwrap(content: Any) -> State:

@@ -5,18 +5,17 @@ to disk), `vit.layers.N.attention.q_proj` (5, in memory), and the `decoder.decod
 mistake for the decoder. What is written is the first, which all versions read.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmssl.errors import MmsslError
 from mmssl.methods.mae import MAE
+from mmssl.tokenizers.base import TokenizerConfig
 from mmssl.tokenizers.image import IMAGENET_MEAN, IMAGENET_STD
 from mmssl.weights.files import State, read_folder, read_json
 from mmssl.weights.layout import Facts, Published
-from mmssl.weights.official import mae_to_authors
+from mmssl.weights.naming import join_qkv, rename, renamed
+from mmssl.weights.official import mae_to_authors, read_file
 
 MODEL_TYPES = ("vit_mae", "vit")
 
@@ -27,10 +26,11 @@ _PLACES = (
     (r"^(vit\.)?(encoder\.layer|layers)\.(\d+)\.", r"blocks.\3."),
     (r"^(vit\.)?layernorm\.", "norm."),
     (r"^vit\.(pooler\.)", r"\1"),
+    (r"^classifier\.", "head."),
     (r"^decoder\.(decoder_layers|decoder_encoder\.layer)\.(\d+)\.", r"decoder_blocks.\2."),
     (r"^decoder\.(decoder_(embed|norm|pred|pos_embed)|mask_token)", r"\1"),
 )
-_PARTS = (
+LAYER_PARTS = (
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.attention\.(attention\.query|q_proj)\.", ".attn.q."),
@@ -40,6 +40,14 @@ _PARTS = (
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
 )
+LAYER_PARTS_WRITTEN = (
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.([qkv])\.", lambda m: f".attention.attention.{ {'q': 'query', 'k': 'key', 'v': 'value'}[m[1]] }."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
 _WRITTEN = (
     (r"^(cls_token)$", r"vit.embeddings.\1"),
     (r"^pos_embed$", "vit.embeddings.position_embeddings"),
@@ -48,12 +56,6 @@ _WRITTEN = (
     (r"^blocks\.", "vit.encoder.layer."),
     (r"^decoder_blocks\.", "decoder.decoder_layers."),
     (r"^(decoder_(?:embed|norm|pred|pos_embed)|mask_token)", r"decoder.\1"),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.([qkv])\.", lambda m: f".attention.attention.{ {'q': 'query', 'k': 'key', 'v': 'value'}[m[1]] }."),
-    (r"\.attn\.proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
 )
 
 
@@ -62,62 +64,52 @@ def is_transformers_layout(names: Any) -> bool:
     return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names)
 
 
+def read_any_file(state: State, arguments: dict[str, Any], path: Path) -> tuple[State, dict[str, Any]]:
+    """A file of the MAE authors or of timm, or one under transformers' names."""
+    return read_file(from_transformers(state) if is_transformers_layout(state) else state, arguments, path)
+
+
 def read_transformers(folder: Path) -> Published:
     """Weights and settings of a ViTMAE or ViT folder, with the layer-norm epsilon of its config.json.
 
     (transformers' own default is 1e-12, the authors' models were trained with 1e-6: features differ by about 1e-4.)
     """
     config = read_json(folder / "config.json")
-    if config.get("model_type") not in MODEL_TYPES:
-        raise MmsslError(
-            f"{folder} holds a transformers model of type {config.get('model_type')!r}; readable are "
-            f"{' and '.join(MODEL_TYPES)}."
-        )
-    return Published(from_transformers(read_folder(folder)), str(folder), _facts(config, folder))
+    facts = Facts(
+        decoder_heads=config.get("decoder_num_attention_heads", 16),
+        norm_pix=config.get("norm_pix_loss", False),
+        mask_ratio=config.get("mask_ratio", 0.75),
+        **common_facts(config, folder),
+    )
+    return Published(from_transformers(read_folder(folder)), str(folder), facts)
 
 
 def from_transformers(state: State) -> State:
     """Names of a transformers ViT or ViTMAE -> the authors', with q, k and v joined into one matrix."""
-    renamed = {_rename(_rename(name, _PLACES), _PARTS): value for name, value in state.items()}
-    joined: State = {}
-    for name, value in renamed.items():
-        if ".attn.q." in name:
-            others = [name.replace(".attn.q.", f".attn.{part}.") for part in "kv"]
-            if all(n in renamed for n in others):  # where one is missing, the qkv that is missing then is named
-                joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([value, *(renamed[n] for n in others)])
-        elif not re.search(r"\.attn\.[kv]\.", name):
-            joined[name] = value
-    return joined
+    return join_qkv(rename(state, _PLACES, LAYER_PARTS))
 
 
-def _rename(name: str, table: tuple) -> str:
-    for pattern, replacement in table:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _facts(config: dict[str, Any], folder: Path) -> Facts:
+def common_facts(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What the config.json of every vision transformer says; mean and std are its preprocessor's."""
     activation = config.get("hidden_act", "gelu")
     kinds = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
     if activation not in kinds:
         raise MmsslError(f"{folder} uses the activation {activation!r}; readable are {', '.join(kinds)}.")
-    pictures = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
+    preparing = [folder / name for name in ("preprocessor_config.json", "video_preprocessor_config.json")]
+    pictures = next((read_json(path) for path in preparing if path.is_file()), {})
     size = config.get("image_size", 224)
-    return Facts(
-        heads=config.get("num_attention_heads", 12),
-        decoder_heads=config.get("decoder_num_attention_heads", 16),
-        image_size=(size, size) if isinstance(size, int) else tuple(size),
-        mean=tuple(pictures.get("image_mean", IMAGENET_MEAN)),
-        std=tuple(pictures.get("image_std", IMAGENET_STD)),
-        norm_eps=config.get("layer_norm_eps", 1e-12),
-        gelu=kinds[activation],
-        norm_pix=config.get("norm_pix_loss", False),
-        mask_ratio=config.get("mask_ratio", 0.75),
-    )
+    return {
+        "heads": config.get("num_attention_heads", 12),
+        "image_size": (size, size) if isinstance(size, int) else tuple(size),
+        "mean": tuple(pictures.get("image_mean", IMAGENET_MEAN)),
+        "std": tuple(pictures.get("image_std", IMAGENET_STD)),
+        "norm_eps": config.get("layer_norm_eps", 1e-12),
+        "gelu": kinds[activation],
+    }
 
 
-def to_transformers(method: MAE) -> tuple[State, dict[str, Any]]:
-    """Weights and config.json of a whole MAE, as transformers' ViTMAEForPreTraining reads them.
+def to_transformers(method: MAE) -> tuple[State, dict[str, dict[str, Any]]]:
+    """Weights of a whole MAE as transformers' ViTMAEForPreTraining reads them, and its files of settings.
 
     Raises an `MmsslError` where its images or patches are not square: ViTMAE's loss asks for squares.
     """
@@ -132,8 +124,17 @@ def to_transformers(method: MAE) -> tuple[State, dict[str, Any]]:
     for name, value in mae_to_authors(method).items():
         parts = zip("qkv", value.chunk(3), strict=True) if ".attn.qkv." in name else [("qkv", value)]
         for part, tensor in parts:
-            theirs[_rename(name.replace(".attn.qkv.", f".attn.{part}."), _WRITTEN)] = tensor.contiguous()
-    return theirs, _config_json(method)
+            new = renamed(name.replace(".attn.qkv.", f".attn.{part}."), _WRITTEN, LAYER_PARTS_WRITTEN)
+            theirs[new] = tensor.contiguous()
+    size = dict(zip(("height", "width"), tokenizer.image_size, strict=True))
+    pictures = preprocessor_json(tokenizer, image_processor_type="ViTImageProcessor", size=size)
+    return theirs, {"config.json": _config_json(method), "preprocessor_config.json": pictures}
+
+
+def preprocessor_json(tokenizer: TokenizerConfig, **settings: Any) -> dict[str, Any]:
+    """preprocessor_config.json of a model that reads pixels: their mean and std, and `settings`."""
+    pixels = {"do_normalize": True, "image_mean": list(tokenizer.mean), "image_std": list(tokenizer.std)}
+    return {"do_resize": True} | settings | pixels
 
 
 def _config_json(method: MAE) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Start a new run from weights (`--init`)."""
 
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from mmssl.encoder import Encoder, load_strictly
 from mmssl.errors import MmsslError
 from mmssl.methods.base import Method
-from mmssl.tokenizers.image import ImageTokenizerConfig
+from mmssl.tokenizers.base import TokenizerConfig
 from mmssl.weights.load import load, load_method
 
 # Settings that change what the weights compute, and that their shapes do not show.
@@ -17,7 +19,8 @@ def load_into(method: Method, source: str | Path) -> str:
     """Start `method` from the weights of `source`, in place.
 
     All weights are taken where the source holds the same method in the same size, else those of its encoder alone;
-    position tables are interpolated where only the image size differs.
+    where only the image size or the number of frames differs, position tables are interpolated, and those that are a
+    formula (VideoMAE's) stay the method's own.
 
     Args:
         method: a method with fresh weights.
@@ -31,7 +34,7 @@ def load_into(method: Method, source: str | Path) -> str:
     """
     other = _method_or_none(source)
     if other is not None and _same(other, method):
-        load_strictly(method, other.state_dict(), str(source))
+        load_strictly(method, other.state_dict() | _formulas(method), str(source))
         return f"took all weights of {method.config.name!r} from {source}"
     load_encoder_into(method.encoder, load(source) if other is None else other.encoder, str(source))
     return f"took the encoder's weights from {source}; the rest of {method.config.name!r} starts anew"
@@ -39,6 +42,9 @@ def load_into(method: Method, source: str | Path) -> str:
 
 def load_encoder_into(encoder: Encoder, other: Encoder, source: str) -> None:
     """Copy the weights of `other` into `encoder`; raises an `MmsslError` where they do not fit."""
+    one_each = len(other.modalities) == len(encoder.modalities) == 1
+    if one_each:
+        _check_kind(other.modalities[0], encoder.modalities[0], source)
     for name in _UNSEEN:
         if getattr(other.config, name) != getattr(encoder.config, name):
             raise MmsslError(
@@ -46,15 +52,33 @@ def load_encoder_into(encoder: Encoder, other: Encoder, source: str) -> None:
                 "the weights would fit and compute something else; change the recipe's."
             )
     state = other.state_dict()
-    if len(other.modalities) == len(encoder.modalities) == 1:
+    if one_each:
         theirs, ours = other.modalities[0], encoder.modalities[0]  # `image` fits `image/<camera>`
-        config = encoder.tokenizers[ours].config
-        if isinstance(config, ImageTokenizerConfig) and isinstance(
-            other.tokenizers[theirs].config, ImageTokenizerConfig
-        ):
-            state = other.resize(config.image_size).state_dict()
+        size = _size(encoder.tokenizers[ours].config)
+        if size and size.keys() == _size(other.tokenizers[theirs].config).keys():
+            state = other.resize(**size).state_dict()
         state = {k.replace(f"tokenizers.{theirs}.", f"tokenizers.{ours}.", 1): v for k, v in state.items()}
     load_strictly(encoder, state, source)
+
+
+def _check_kind(theirs: str, ours: str, source: str) -> None:
+    theirs, ours = (modality.split("/")[0] for modality in (theirs, ours))
+    if theirs != ours:
+        raise MmsslError(
+            f"{source} holds a model of {theirs}, and this is a model of {ours}, whose patches are others; start it "
+            f"from weights of a model of {ours}."
+        )
+
+
+def _size(config: TokenizerConfig) -> dict[str, Any]:
+    """What `Encoder.resize` can change of a tokenizer."""
+    return {name: getattr(config, name) for name in ("image_size", "frames") if hasattr(config, name)}
+
+
+def _formulas(method: Method) -> dict[str, Tensor]:
+    """Position tables of a method that are a formula of their places, and never interpolated."""
+    fixed = method.encoder.config.positions == "sinusoid"
+    return {k: v for k, v in method.state_dict().items() if fixed and k.endswith(".pos_embed")}
 
 
 def _method_or_none(source: str | Path) -> Method | None:
@@ -69,10 +93,17 @@ def _same(other: Method, method: Method) -> bool:
     """Same method with the same shapes and numbers of heads."""
     if other.config.name != method.config.name:
         return False
-    heads = [f.name for f in fields(method.config) if f.name.endswith("heads") and f.name != "heads"]
-    theirs = {name: value.shape for name, value in other.state_dict().items()}
-    return (
-        theirs == {name: value.shape for name, value in method.state_dict().items()}
-        and all(getattr(other.encoder.config, name) == getattr(method.encoder.config, name) for name in _UNSEEN)
-        and all(getattr(other.config, name) == getattr(method.config, name) for name in heads)
+    theirs, ours = (
+        {name: value.shape for name, value in m.state_dict().items() if name not in _formulas(m)}
+        for m in (other, method)
     )
+    return (
+        theirs == ours
+        and all(getattr(other.encoder.config, name) == getattr(method.encoder.config, name) for name in _UNSEEN)
+        and _heads(other) == _heads(method)
+    )
+
+
+def _heads(method: Method) -> dict[str, int]:
+    """Numbers of attention heads of all layers, which their shapes do not show."""
+    return {name: m.heads for name, m in method.named_modules() if isinstance(getattr(m, "heads", None), int)}

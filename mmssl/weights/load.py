@@ -1,6 +1,5 @@
 """One line gives an encoder, or a whole method, whatever the source."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,17 +10,15 @@ from mmssl.errors import MmsslError
 from mmssl.methods.base import Method
 from mmssl.tokenizers.image import as_pair
 from mmssl.weights import runs
-from mmssl.weights.files import State, read_json, read_state
+from mmssl.weights.files import read_json
 from mmssl.weights.hub import download, is_hub_name
-from mmssl.weights.huggingface import MODEL_TYPES, from_transformers, is_transformers_layout, read_transformers
-from mmssl.weights.layout import Facts, Published, is_authors_layout
-from mmssl.weights.official import build_encoder, build_mae
+from mmssl.weights.published import MODEL_TYPES, read_published_file, read_transformers_folder
 from mmssl.weights.timm_models import read_timm, read_timm_folder
 
 Kind = Literal["run", "checkpoint", "export", "transformers", "timm folder", "file"]
 _ALLOWED = (
-    "a run folder, an export folder, a transformers ViTMAE folder, an MAE authors' .pth file, 'timm:NAME', or a hub "
-    "name 'organisation/name'"
+    "a run folder, an export folder, a transformers ViTMAE or VideoMAE folder, a .pth file of the authors of MAE, "
+    "VideoMAE, ST-MAE or CropMAE, 'timm:NAME', or a hub name 'organisation/name'"
 )
 
 
@@ -29,6 +26,7 @@ def load(
     source: str | Path,
     *,
     image_size: int | tuple[int, int] | None = None,
+    frames: int | None = None,
     device: str | torch.device | None = None,
     heads: int | None = None,
     pretrained: bool = True,
@@ -37,10 +35,13 @@ def load(
 
     Args:
         source: a run folder (its export, else its newest checkpoint), one of its checkpoints, an export folder, a
-            transformers ViTMAE or ViT folder, a file of the MAE authors (`mae_pretrain_vit_base.pth`, `_full`,
-            visualize, fine-tuned), `timm:NAME[.tag]`, or a name on the Hugging Face hub.
+            transformers ViTMAE, ViT or VideoMAE folder, a file of the authors of MAE (`mae_pretrain_vit_base.pth`,
+            `_full`, visualize, fine-tuned), VideoMAE, ST-MAE or CropMAE, pretrained or fine-tuned, `timm:NAME[.tag]`,
+            or a name on the Hugging Face hub.
         image_size: height and width in pixels; where they differ from the weights' own, position tables are
-            interpolated bicubically, otherwise they are the file's, bit for bit.
+            interpolated bicubically (VideoMAE's, which are a formula, made anew), otherwise they are the file's, bit
+            for bit.
+        frames: frames of a clip, of a video encoder; where they differ, the same is done over time.
         device: where to put it; default the CPU.
         heads: attention heads, where the published ones for this width are wrong (MVP's ViT-S/16 has 12, not 6): a
             file of weights does not say.
@@ -54,14 +55,9 @@ def load(
     if str(source).startswith("timm:"):
         encoder = read_timm(str(source).removeprefix("timm:"), pretrained)
     else:
-        encoder = _load_encoder(*recognise(source), heads, image_size)
+        encoder = _load_encoder(*recognise(source), heads, image_size, frames)
     _agree(source, "heads", heads, encoder.config.heads)
-    if image_size is not None and any(
-        getattr(t.config, "image_size", None) not in (None, as_pair(image_size)) for t in encoder.tokenizers.values()
-    ):
-        _check_divisible(encoder, as_pair(image_size))
-        encoder.resize(image_size)
-    return encoder.to(device or "cpu").eval()
+    return resized(encoder, image_size, frames).to(device or "cpu").eval()
 
 
 def load_method(
@@ -71,18 +67,23 @@ def load_method(
     heads: int | None = None,
     decoder_heads: int | None = None,
     norm_pix: bool | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    frames: int | None = None,
 ) -> Method:
     """A whole method with its weights, decoder and heads included, in evaluation mode.
 
     Args:
-        source: a run folder (its newest checkpoint), one checkpoint, a transformers ViTMAEForPreTraining folder or hub
-            name, or a `_full` or visualize file of the MAE authors.
+        source: a run folder (its newest checkpoint), one checkpoint, a transformers ViTMAEForPreTraining or
+            VideoMAEForPreTraining folder or hub name, a `_full` or visualize file of the MAE authors, or a pretraining
+            file of VideoMAE's, ST-MAE's (mae_st) or CropMAE's.
         device: where to put it; default the CPU.
         heads: the encoder's attention heads, where they are not the published ones for its width.
         decoder_heads: the same of the decoder.
         norm_pix: whether the decoder predicts patches normalised each by itself. The weights do not say. By default:
             what the file's own training arguments or the folder's config.json say, else False for a file with
             `visualize` in its name, else True.
+        image_size: height and width in pixels that the model was trained for, where the source does not say it.
+        frames: the same of the frames of a clip: VideoMAE's files say neither (16 and 224 by default).
 
     Raises:
         MmsslError: as `load`; also where the source holds the encoder alone.
@@ -90,19 +91,17 @@ def load_method(
     if str(source).startswith("timm:"):
         raise MmsslError(f"{source} is an encoder alone; read it with mmssl.load.")
     kind, path = recognise(source)
+    size = None if image_size is None else as_pair(image_size)
     if kind in ("run", "checkpoint"):
         method = runs.build_method(runs.newest_checkpoint(path) if kind == "run" else path)
-    elif kind == "transformers":
-        published = read_transformers(path)
-        method = build_mae(published if norm_pix is None else _with(published, norm_pix=norm_pix))
-    elif kind == "file":
-        facts = Facts(heads=heads, decoder_heads=decoder_heads)
-        method = build_mae(read_published_file(path, facts, norm_pix=norm_pix))
+    elif kind in ("transformers", "file"):
+        said = {"norm_pix": norm_pix, "image_size_guess": size, "frames": frames}
+        method = _read_method(kind, path, heads, decoder_heads, **said)
     else:
         raise MmsslError(f"{source} holds an encoder alone; read it with mmssl.load, or give the run folder itself.")
-    _agree(source, "heads", heads, method.encoder.config.heads)
-    for name, given in (("decoder_heads", decoder_heads), ("norm_pix", norm_pix)):
-        _agree(source, name, given, getattr(method.config, name, given))
+    given = {"heads": heads, "decoder_heads": decoder_heads, "norm_pix": norm_pix, "image_size": size, "frames": frames}
+    for name, value in given.items():
+        _agree(source, name, value, _own(method, name, value))
     return method.to(device or "cpu").eval()
 
 
@@ -143,7 +142,9 @@ def _kind_of_folder(folder: Path) -> Kind | None:
     )
 
 
-def _load_encoder(kind: Kind, path: Path, heads: int | None, image_size: Any) -> Encoder:
+def _load_encoder(
+    kind: Kind, path: Path, heads: int | None, image_size: int | tuple[int, int] | None, frames: int | None
+) -> Encoder:
     if kind == "run" and (path / "export" / "config.json").is_file():
         return Encoder.from_pretrained(path / "export")
     if kind in ("run", "checkpoint"):
@@ -152,32 +153,44 @@ def _load_encoder(kind: Kind, path: Path, heads: int | None, image_size: Any) ->
         return Encoder.from_pretrained(path)
     if kind == "timm folder":
         return read_timm_folder(path)
+    said = {"image_size_guess": None if image_size is None else as_pair(image_size), "frames": frames}
     if kind == "transformers":
-        return build_encoder(read_transformers(path))
-    return build_encoder(read_published_file(path, Facts(heads=heads), image_size))
+        layout, published = read_transformers_folder(path, **said)
+    else:
+        layout, published = read_published_file(path, heads=heads, **said)
+    return layout.encoder(published)
 
 
-def read_published_file(path: Path, facts: Facts, image_size: Any = None, norm_pix: bool | None = None) -> Published:
-    """Weights of one file, recognised by their names; an `MmsslError` where these are of no known layout."""
-    state, arguments = read_state(path)
-    if is_transformers_layout(state):
-        state = from_transformers(state)
-    if not is_authors_layout(state):
-        raise MmsslError(f"{path} {_not_ours(state)}")
-    if norm_pix is None:
-        norm_pix = bool(arguments.get("norm_pix_loss", "visualize" not in path.name))
-    guess = None if image_size is None else as_pair(image_size)
-    return Published(state, str(path), replace(facts, image_size_guess=guess, norm_pix=norm_pix))
+def _read_method(kind: Kind, path: Path, heads: int | None, decoder_heads: int | None, **said: Any) -> Method:
+    """The method in a file or folder of others; what a folder says of heads is believed."""
+    if kind == "transformers":
+        layout, published = read_transformers_folder(path, **said)
+    else:
+        layout, published = read_published_file(path, heads=heads, decoder_heads=decoder_heads, **said)
+    return layout.method(published)
 
 
-def _not_ours(state: State) -> str:
-    if any(".tokenizers." in f".{name}" for name in state):
-        return "holds weights of mmssl without their settings; give the folder that it was in, with its config file."
-    first = ", ".join(sorted(state)[:3])
-    return (
-        f"is of no layout that can be read (its first names: {first}); readable are the MAE authors', timm's ViT, and "
-        "transformers' ViTMAE."
-    )
+def resized(encoder: Encoder, image_size: int | tuple[int, int] | None, frames: int | None = None) -> Encoder:
+    """The encoder for other images or clips, in place; as it is where they are its own, or not given."""
+    wanted = {"image_size": None if image_size is None else as_pair(image_size), "frames": frames}
+    configs = [tokenizer.config for tokenizer in encoder.tokenizers.values()]
+    if frames is not None and not any(hasattr(config, "frames") for config in configs):
+        raise MmsslError(f"frames= is for encoders of video, and this one reads {', '.join(encoder.modalities)}.")
+    if any(value not in (None, getattr(c, name, value)) for c in configs for name, value in wanted.items()):
+        encoder.resize(image_size, frames)
+    return encoder
+
+
+def _own(method: Method, name: str, otherwise: Any) -> Any:
+    """A setting of a method as it was built, where it has that setting."""
+    if name == "heads":
+        return method.encoder.config.heads
+    if name == "decoder_heads":
+        blocks = getattr(getattr(method, "decoder", None), "blocks", None)
+        return blocks[0].attn.heads if blocks else otherwise
+    if name in ("image_size", "frames"):
+        return getattr(next(iter(method.encoder.tokenizers.values())).config, name, None)
+    return getattr(method.config, name, otherwise)
 
 
 def _agree(source: str | Path, name: str, given: Any, own: Any) -> None:
@@ -186,12 +199,3 @@ def _agree(source: str | Path, name: str, given: Any, own: Any) -> None:
         raise MmsslError(
             f"{source} says itself that {name} is {own!r}; {name}={given!r} is for sources that do not say it."
         )
-
-
-def _with(published: Published, **facts: Any) -> Published:
-    return replace(published, facts=replace(published.facts, **facts))
-
-
-def _check_divisible(encoder: Encoder, size: tuple[int, int]) -> None:
-    for tokenizer in encoder.tokenizers.values():
-        replace(tokenizer.config, image_size=size)  # raises where the patch does not divide it

@@ -4,7 +4,8 @@ Whether a decoder predicts normalised patches or raw pixels is not in its weight
 former, their `visualize` files the latter, and `norm_pix=` overrides what the name says.
 """
 
-import math
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,22 @@ from mmssl.methods.mae import MAE, MAEConfig
 from mmssl.nn.positions import sincos_2d
 from mmssl.tokenizers.image import ImageTokenizerConfig
 from mmssl.weights.files import State
-from mmssl.weights.layout import Published, Sizes, decoder_sizes, encoder_sizes, grid_of, require
+from mmssl.weights.layout import (
+    Published,
+    Sizes,
+    decoder_sizes,
+    encoder_sizes,
+    grid_of,
+    require,
+    told_mask_ratio,
+)
+from mmssl.weights.naming import DECODER_PARTS, decoder_state, projection, trunk_state
 
-# our name of a part of the decoder -> the authors'
-_DECODER = {"embed": "decoder_embed", "norm": "decoder_norm", "pred": "decoder_pred"}
+
+def read_file(state: State, arguments: dict[str, Any], path: Path) -> tuple[State, dict[str, Any]]:
+    """The tensors of an authors' file, and whether it predicts normalised patches: by its arguments, else its name."""
+    norm_pix = bool(arguments.get("norm_pix_loss", "visualize" not in path.name))
+    return state, {"norm_pix": norm_pix} | told_mask_ratio(arguments)
 
 
 def build_encoder(published: Published, modality: str = "image") -> Encoder:
@@ -57,7 +70,7 @@ def _encoder_config(published: Published, sizes: Sizes, modality: str) -> Encode
         dim=sizes.dim,
         depth=sizes.depth,
         heads=sizes.heads,
-        mlp_ratio=_ratio(sizes),
+        mlp_ratio=sizes.mlp_ratio,
         qkv_bias=sizes.qkv_bias,
         norm_eps=facts.norm_eps,
         gelu=facts.gelu,
@@ -66,12 +79,6 @@ def _encoder_config(published: Published, sizes: Sizes, modality: str) -> Encode
         final_norm="norm.weight" in state,
         positions="sincos" if fixed else "learned",
     )
-
-
-def _ratio(sizes: Sizes) -> float:
-    """mlp_ratio of which the block makes exactly `hidden`: int(dim * ratio) must not fall below it by rounding."""
-    ratio = sizes.hidden / sizes.dim
-    return ratio if int(sizes.dim * ratio) == sizes.hidden else math.nextafter(ratio, math.inf)
 
 
 def _mae_config(published: Published, encoder: Sizes, decoder: Sizes) -> MAEConfig:
@@ -93,7 +100,7 @@ def _mae_config(published: Published, encoder: Sizes, decoder: Sizes) -> MAEConf
         channels=shape.channels,
         mean=shape.mean,
         std=shape.std,
-        mask_ratio=facts.mask_ratio,
+        mask_ratio=facts.mask_ratio or MAEConfig.mask_ratio,
         norm_pix=facts.norm_pix,
         decoder_dim=decoder.dim,
         decoder_depth=decoder.depth,
@@ -106,18 +113,13 @@ def _encoder_state(published: Published, modality: str) -> State:
     """Weights of the encoder under our names; the cls token's position row is added to the cls token itself."""
     state = published.state
     *_, prefix = grid_of(published)
-    kernel, table = state["patch_embed.proj.weight"].float(), state["pos_embed"].float()
-    bias = state.get("patch_embed.proj.bias")
-    ours = {
-        "proj.weight": kernel.permute(0, 2, 3, 1).reshape(len(kernel), -1),  # (D, C, p, q) -> (D, p * q * C)
-        "proj.bias": torch.zeros(len(kernel)) if bias is None else bias.float(),
-        "pos_embed": table[:, prefix:].contiguous(),
-    }
-    ours = {f"tokenizers.{modality}.{name}": value.contiguous() for name, value in ours.items()}
+    table = state["pos_embed"].float()
+    ours = projection(state) | {"pos_embed": table[:, prefix:].contiguous()}
+    ours = {f"tokenizers.{modality}.{name}": value for name, value in ours.items()}
     if "cls_token" in state:
         cls = state["cls_token"].float()
         ours["cls_token"] = cls + table[:, :1] if prefix else cls
-    return ours | {k: v.float() for k, v in state.items() if k.startswith(("blocks.", "norm."))}
+    return ours | trunk_state(state)
 
 
 def _decoder_state(published: Published) -> State:
@@ -125,10 +127,7 @@ def _decoder_state(published: Published) -> State:
     table = state["decoder_pos_embed"].float()
     if table[:, :1].abs().max() > 0:
         raise MmsslError(f"{published.source} gives the decoder's cls token a position, which MAE's does not have.")
-    ours = {"mask_token": state["mask_token"].float(), "pos_embed": table[:, 1:].contiguous()}
-    for name, theirs in _DECODER.items():
-        ours |= {f"{name}.{kind}": state[f"{theirs}.{kind}"].float() for kind in ("weight", "bias")}
-    return ours | {k.removeprefix("decoder_"): v.float() for k, v in state.items() if k.startswith("decoder_blocks.")}
+    return decoder_state(state) | {"pos_embed": table[:, 1:].contiguous()}
 
 
 def encoder_to_authors(encoder: Encoder) -> State:
@@ -162,7 +161,7 @@ def mae_to_authors(method: MAE) -> State:
     state = method.decoder.state_dict()
     require(state, ["mask_token", "pos_embed"], "the decoder")
     theirs |= {"mask_token": state["mask_token"], "decoder_pos_embed": _with_cls_row(state["pos_embed"])}
-    for name, part in _DECODER.items():
+    for name, part in DECODER_PARTS.items():
         theirs |= {f"{part}.{kind}": state[f"{name}.{kind}"] for kind in ("weight", "bias")}
     theirs |= {f"decoder_{k}": v for k, v in state.items() if k.startswith("blocks.")}
     return {k: v.detach().cpu().contiguous() for k, v in theirs.items()}

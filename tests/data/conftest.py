@@ -1,11 +1,14 @@
 """Small datasets on disk: class folders of pictures, and a recording in the layout that `mmssl record` writes."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))  # video_toys is imported by its neighbours
 
 
 def write_pictures(root: Path, classes: tuple[str, ...] = ("ant", "bee"), each: int = 10, seed: int = 0) -> Path:

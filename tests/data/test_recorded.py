@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mmssl import open_dataset
+from mmssl.data.episodes import split_episodes
 from mmssl.data.loader import Loader
-from mmssl.data.recorded import split_episodes
 from mmssl.data.transforms import Augmentation
 from mmssl.errors import MmsslError
 

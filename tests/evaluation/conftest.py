@@ -7,12 +7,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmssl.config import to_dict
+from mmssl.data.clips import ClipSampling
 from mmssl.data.crops import Geometry
 from mmssl.data.dataset import Dataset
 from mmssl.data.loading import DataConfig
 from mmssl.encoder import Encoder, EncoderConfig, Features
 from mmssl.methods.base import create_method
 from mmssl.tokenizers.image import ImageTokenizerConfig
+from mmssl.tokenizers.video import VideoTokenizerConfig
 from mmssl.training.checkpoint import RunFolder
 
 
@@ -37,6 +39,27 @@ class InMemory(Dataset):
         return batch if self.values is None else {**batch, "label": self.values[index]}
 
 
+class InMemoryClips(InMemory):
+    """Clips (N, T, 3, H, W) uint8 with labels; `views` neighbours are of one video."""
+
+    modality = "video"
+
+    def __init__(self, clips, labels=None, task=None, classes=None, views=1, how="dense", groups=None):
+        if groups is None:
+            groups = torch.arange(len(clips)) // views
+        super().__init__(clips.flatten(0, 1), labels, task, groups, classes, name="clips")
+        self.clips, self.views = clips, views
+        self.clip = ClipSampling(how=how, frames=clips.shape[1])
+        self.bad.total = len(clips)
+
+    def __len__(self) -> int:
+        return len(self.clips) if hasattr(self, "clips") else 0
+
+    def fetch(self, index, keys=None, augmentation=None):
+        batch = {"video": self.clips[index], "index": index.clone()}
+        return batch if self.values is None else {**batch, "label": self.values[index]}
+
+
 class Looker(nn.Module):
     """Encoder whose tokens are the 2x2 quadrants' channel means: features that are known exactly."""
 
@@ -55,6 +78,11 @@ def in_memory():
 
 
 @pytest.fixture
+def in_memory_clips():
+    return InMemoryClips
+
+
+@pytest.fixture
 def looker():
     return Looker()
 
@@ -65,6 +93,32 @@ def tiny_encoder():
     torch.manual_seed(0)
     tokenizer = ImageTokenizerConfig(image_size=16, patch_size=4)
     return Encoder(EncoderConfig(tokenizers={"image": tokenizer}, dim=32, depth=2, heads=2)).eval()
+
+
+@pytest.fixture
+def tiny_video_encoder():
+    """A real encoder, 16x16 clips of 4 frames in tubelets of 2 and patches of 4, 32 wide."""
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizerConfig(frames=4, image_size=16, patch_size=4, tubelet=2)
+    return Encoder(EncoderConfig(tokenizers={"video": tokenizer}, dim=32, depth=2, heads=2, cls_token=False)).eval()
+
+
+def moving_blobs(n: int, seed: int, views: int = 1):
+    """Clips (n * views, 4, 3, 16, 16) of 3 classes, whose colour grows, falls, or stays; labels (n * views,)."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.arange(n) % 3).repeat_interleave(views)
+    clips = torch.randint(60, 120, (n * views, 4, 3, 16, 16), generator=generator)
+    growth = torch.tensor([-1, 0, 1])[labels][:, None] * torch.arange(4)
+    clips[:, :, 0] += 30 * growth[:, :, None, None]
+    return clips.clamp(0, 255).byte(), labels
+
+
+@pytest.fixture
+def clip_classification(in_memory_clips):
+    """(train, test) of three classes of motion; each test video has 3 views."""
+    train, test = moving_blobs(60, 0), moving_blobs(30, 1, views=3)
+    names = ["falls", "stays", "grows"]
+    return in_memory_clips(*train, "single_label", names), in_memory_clips(*test, "single_label", names, views=3)
 
 
 def blobs(n: int, seed: int, noise: int = 30):

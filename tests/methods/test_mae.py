@@ -13,7 +13,8 @@ from mmssl.config import from_dict, to_dict
 from mmssl.errors import MmsslError
 from mmssl.keys import sample_keys
 from mmssl.methods.base import MethodConfig
-from mmssl.methods.mae import MAE, MAEConfig, fill_in
+from mmssl.methods.mae import MAE, MAEConfig
+from mmssl.methods.masked import fill_in
 
 TINY = {"size": "custom", "dim": 32, "depth": 2, "heads": 4, "image_size": (16, 24), "patch_size": 4}
 TINY |= {"decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}
@@ -243,11 +244,12 @@ def test_reconstruction_contract(norm_pix, patch_stats):
     model, batch = tiny(norm_pix=norm_pix), images()
     out = model.reconstruct(batch, patch_stats=patch_stats)
     assert out["mask"].shape == (3, 24) and out["mask"].sum(1).tolist() == [18] * 3
-    for name in ("prediction", "target"):
+    for name in ("prediction", "masked", "target"):
         assert out[name].shape == (3, 3, 16, 24) and out[name].min() >= 0 and out[name].max() <= 1
     torch.testing.assert_close(out["target"], batch["image"] / 255, atol=1e-5, rtol=0)
     shown = model.tokenizer.unpatchify((~out["mask"])[..., None].expand(-1, -1, 48))
     torch.testing.assert_close(out["prediction"][shown], out["target"][shown])
+    assert torch.equal(out["masked"][shown], out["target"][shown]) and (out["masked"][~shown] == 0.5).all()
     assert not torch.allclose(out["prediction"][~shown], out["target"][~shown])
     total, count = model(batch)["loss"]
     error = (out["prediction_patches"] - out["target_patches"]).square().mean(-1)[out["mask"]]

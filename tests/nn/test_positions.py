@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from timm.layers import resample_abs_pos_embed
 
 from mmssl.errors import MmsslError
-from mmssl.nn.positions import interpolate_positions, sincos_1d, sincos_2d, sincos_3d
+from mmssl.nn.positions import (
+    Positioned,
+    interpolate_positions,
+    separable,
+    sincos_1d,
+    sincos_2d,
+    sincos_3d,
+    sinusoid,
+)
 
 
 def slow_2d(dim, rows, columns, column_first):
@@ -53,6 +61,23 @@ def test_3d_has_time_slowest():
     assert torch.equal(table[1, 0, :16], sincos_1d(16, 2)[1])
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 33), st.integers(1, 50))
+def test_sinusoid_equals_the_slow_table(dim, n):
+    table = [
+        [(math.cos if j % 2 else math.sin)(place / 10000 ** (2 * (j // 2) / dim)) for j in range(dim)]
+        for place in range(n)
+    ]
+    torch.testing.assert_close(sinusoid(dim, n), torch.tensor(table), atol=1e-6, rtol=0)
+
+
+def test_separable_is_time_plus_place():
+    spatial, temporal = torch.randn(1, 6, 4), torch.randn(1, 3, 4)
+    table = separable(spatial, temporal)
+    slow = torch.stack([spatial[0, n % 6] + temporal[0, n // 6] for n in range(18)])
+    assert torch.equal(table, slow[None])
+
+
 @pytest.mark.parametrize("call", [lambda: sincos_1d(7, 3), lambda: sincos_2d(10, (2, 2))])
 def test_widths_that_do_not_divide(call):
     with pytest.raises(MmsslError, match="choose another dim"):
@@ -73,3 +98,28 @@ def test_interpolation_of_other_shapes():
     torch.testing.assert_close(constant, torch.ones(1, 20, 4))
     with pytest.raises(MmsslError, match="24 tokens"):
         interpolate_positions(table, (5, 5), (8, 8))
+
+
+def test_interpolation_over_time_is_linear_at_every_place():
+    table = torch.randn(1, 2 * 6, 4)
+    longer = interpolate_positions(table, (2, 2, 3), (4, 2, 3)).view(4, 6, 4)
+    first, second = table.view(2, 6, 4)
+    for frame, share in zip(longer, (0, 0.25, 0.75, 1), strict=True):  # frame i looks at (i + .5) / 2 - .5
+        torch.testing.assert_close(frame, (1 - share) * first + share * second)
+    larger = interpolate_positions(table, (2, 2, 3), (2, 4, 5)).view(2, 20, 4)
+    for t in range(2):
+        wanted = interpolate_positions(table.view(2, 6, 4)[t : t + 1], (2, 3), (4, 5))
+        torch.testing.assert_close(larger[t : t + 1], wanted)
+    times = interpolate_positions(torch.tensor([[[0.0], [1.0]]]), (2,), (4,))
+    torch.testing.assert_close(times[0, :, 0], torch.tensor([0, 0.25, 0.75, 1]))
+
+
+def test_two_tables_are_resized_each_along_its_own_axes():
+    module = Positioned()
+    module.set_positions((torch.randn(1, 6, 4), torch.randn(1, 2, 4)), trained=True)
+    joint = module.positions.detach()
+    module.resize_positions((2, 2, 3), (4, 4, 5))
+    assert module.pos_embed_spatial.shape == (1, 20, 4) and module.pos_embed_temporal.shape == (1, 4, 4)
+    assert module.pos_embed_spatial.requires_grad
+    wanted = interpolate_positions(joint, (2, 2, 3), (4, 4, 5))  # both kinds of interpolation are linear in the table
+    torch.testing.assert_close(module.positions, wanted, atol=1e-5, rtol=0)

@@ -24,7 +24,7 @@ SECTIONS = {
 class _Page(HTMLParser):
     """Collects what a browser would fetch, and checks that tags close in order."""
 
-    VOID = {"meta", "link", "img", "br", "input"}
+    VOID = {"meta", "link", "img", "br", "input", "source"}
 
     def __init__(self):
         super().__init__()

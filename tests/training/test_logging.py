@@ -68,6 +68,13 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, capsys, monkeypatch, 
     assert ("left" in shown) != terminal
 
 
+@pytest.mark.parametrize(("rate", "shown"), [(2.53, "2.5 clips/s"), (123.4, "123 clips/s")])
+def test_clips_are_called_clips(capsys, rate, shown):
+    with RunLog(None, start=0, total=10, unit="clips") as log:
+        log.write(4, {**METRICS, "images_per_second": rate})
+    assert shown in capsys.readouterr().err
+
+
 def test_quiet_says_nothing(capsys):
     with RunLog(None, start=0, total=10, quiet=True) as log:
         log.step()

@@ -200,7 +200,7 @@ def test_compiled_steps_give_the_same_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("loop", "words"),
     [
-        ({"batch_size": 25}, "24 samples do not fill one batch of loop.batch_size 25"),
+        ({"batch_size": 25}, "24 samples times loop.repeats 1 do not fill one batch of loop.batch_size 25"),
         ({"batch_size": 8, "accumulate": 3}, "choose a multiple of 3"),
         ({"steps": None}, "exactly one of loop.steps and loop.epochs"),
         ({"epochs": 3}, "exactly one of loop.steps and loop.epochs"),

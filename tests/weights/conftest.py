@@ -1,9 +1,14 @@
 """Tiny models with random weights, made by timm and transformers, that the tests take as oracles."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-SIZE, PATCH, DIM, DEPTH, HEADS = 32, 8, 64, 2, 4
+sys.path.insert(0, str(Path(__file__).parent))  # stmae_models is imported by its neighbours
+
+SIZE, PATCH, DIM, DEPTH, HEADS, FRAMES = 32, 8, 64, 2, 4, 4
 DECODER = {"decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 
 
@@ -48,6 +53,43 @@ def make_vitmae():
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def clips() -> torch.Tensor:
+    shape = (2, FRAMES, 3, SIZE, SIZE)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="session")
+def mask() -> torch.Tensor:
+    """Of the clips: 24 of the 32 tokens masked in both rows, at other places."""
+    noise = torch.rand(2, 32, generator=torch.Generator().manual_seed(3))
+    return noise.argsort(1).argsort(1) >= 8
+
+
+@pytest.fixture
+def make_videomae():
+    """A tiny transformers VideoMAE (`kind`: Model, ForPreTraining, ForVideoClassification), epsilon of the authors."""
+    import transformers
+
+    def make(kind: str = "ForPreTraining", **settings) -> torch.nn.Module:
+        shape = {"hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS}
+        shape |= {"intermediate_size": 4 * DIM, "image_size": SIZE, "patch_size": PATCH, "layer_norm_eps": 1e-6}
+        shape |= DECODER | {"decoder_intermediate_size": 128, "num_frames": FRAMES, "tubelet_size": 2}
+        shape |= {"use_mean_pooling": kind == "ForVideoClassification", "num_labels": 5}
+        config = transformers.VideoMAEConfig(**(shape | settings))
+        return scramble(getattr(transformers, f"VideoMAE{kind}")(config))
+
+    return make
+
+
+@pytest.fixture
+def make_stmae():
+    """A tiny ST-MAE by the name of its class in stmae_models: Encoder, MaskedAutoencoder, Classifier."""
+    import stmae_models
+
+    return lambda kind, **settings: scramble(getattr(stmae_models, kind)(**settings))
 
 
 @pytest.fixture

@@ -25,7 +25,9 @@ def same(state, other=STATE):
     return state.keys() == other.keys() and all(torch.equal(state[k], other[k]) for k in other)
 
 
-@pytest.mark.parametrize("content", [STATE, {"model": STATE}, {"state_dict": STATE, "epoch": 3}])
+@pytest.mark.parametrize(
+    "content", [STATE, {"model": STATE}, {"state_dict": STATE, "epoch": 3}, {"model_state": STATE}, {"module": STATE}]
+)
 def test_state_is_found_wherever_it_is(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
     assert same(read_state(tmp_path / "x.pth")[0])
@@ -46,6 +48,15 @@ def test_old_format_and_safetensors(tmp_path):
 def test_training_arguments_are_read_from_a_namespace(tmp_path):
     torch.save({"model": STATE, "args": argparse.Namespace(norm_pix_loss=False)}, tmp_path / "x.pth")
     assert read_state(tmp_path / "x.pth")[1] == {"norm_pix_loss": False}
+
+
+@pytest.mark.parametrize(
+    ("cfg", "wanted"), [("MVIT:\n  DEPTH: 24\n", {"MVIT": {"DEPTH": 24}}), ("a: [", {}), ("x", {})]
+)
+def test_settings_of_pyslowfast_are_yaml(tmp_path, cfg, wanted):
+    torch.save({"model_state": STATE, "cfg": cfg}, tmp_path / "x.pyth")
+    state, arguments = read_state(tmp_path / "x.pyth")
+    assert same(state) and arguments == wanted
 
 
 @pytest.mark.parametrize("zipped", [True, False])

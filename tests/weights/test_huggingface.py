@@ -175,6 +175,13 @@ def test_export_is_read_by_transformers(tmp_path, make_vitmae, images):
     assert all(torch.equal(v, method.state_dict()[k]) for k, v in again.state_dict().items())
 
 
+def test_export_keeps_mean_and_std(tmp_path, make_vitmae):
+    make_vitmae().save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [1, 2, 3]}')
+    again = mmssl.load(export(tmp_path / "a", tmp_path / "b", format="transformers")).config.tokenizers["image"]
+    assert again.mean == (0.5, 0.4, 0.3) and again.std == (1, 2, 3)
+
+
 def test_what_vitmae_cannot_hold_is_refused():
     method = create_method("mae", size="custom", dim=16, depth=1, heads=2, image_size=(16, 32), patch_size=8)
     with pytest.raises(MmsslError, match="square images"):

@@ -46,6 +46,13 @@ def test_encoder_alone_where_the_decoder_is_another(method, source):
     assert torch.equal(other.decoder.pred.weight, before)
 
 
+def test_decoder_with_other_heads_is_another(method, source):
+    other = create_method(replace(method.config, decoder_heads=4))  # the same shapes
+    before = other.decoder.blocks[0].attn.qkv.weight.clone()
+    assert "the encoder's weights" in load_into(other, source)
+    assert torch.equal(other.decoder.blocks[0].attn.qkv.weight, before)
+
+
 def test_authors_encoder_file(tmp_path, method, make_vit):
     vit = make_vit(embed_dim=384, depth=1, num_heads=6)
     torch.save({"model": vit.state_dict()}, tmp_path / "x.pth")

@@ -11,7 +11,7 @@ from mmssl.errors import MmsslError
 from mmssl.nn.positions import sincos_2d
 from mmssl.nn.transformer import BlockConfig, Mlp
 from mmssl.weights.layout import Facts, Published, Sizes
-from mmssl.weights.official import _ratio, build_mae, encoder_to_authors, mae_to_authors
+from mmssl.weights.official import build_mae, encoder_to_authors, mae_to_authors
 
 DIM, HEADS, N = 64, 4, 16
 
@@ -213,7 +213,7 @@ def test_fine_tuned_files(tmp_path, make_vit, images):
 @pytest.mark.parametrize(("dim", "hidden"), [(28, 61), (768, 3072), (1152, 4304), (64, 211)])
 def test_hidden_width_survives_the_ratio(dim, hidden):
     """28 * (61 / 28) is less than 61 in floating point."""
-    ratio = _ratio(Sizes(dim, 1, hidden, 4, "full", False))
+    ratio = Sizes(dim, 1, hidden, 4, "full", False).mlp_ratio
     assert Mlp(BlockConfig(dim=dim, heads=4, mlp_ratio=ratio)).fc1.out_features == hidden
 
 

@@ -1,0 +1,262 @@
+"""What the masked autoencoders of pixels share: encode the visible patches, decode the masked ones, compare."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmssl.encoder import SIZES, Encoder, EncoderConfig, Features
+from mmssl.errors import MmsslError, unknown_name
+from mmssl.losses import masked_mse, norm_pix_target, patch_statistics, undo_norm_pix
+from mmssl.masking import MASKS, ragged_index, visible_index
+from mmssl.methods.base import Method, MethodConfig, default_keys
+from mmssl.nn.decoders import MaskedDecoder
+from mmssl.nn.transformer import BlockConfig
+from mmssl.tokenizers.image import IMAGENET_MEAN, IMAGENET_STD, PixelTokenizer
+
+_GREY = 0.5  # what a masked patch looks like in a picture
+
+
+@dataclass(frozen=True)
+class MaskedConfig(MethodConfig):
+    """Settings that they all have. A subclass sets `kind` and `masks`, and makes the encoder's config."""
+
+    kind: ClassVar[str] = "image"
+    """The batch key to learn from."""
+    masks: ClassVar[tuple[str, ...]] = ("random",)
+    """Names of the samplers that fit its lattice."""
+
+    size: Literal["tiny", "small", "base", "large", "huge", "custom"] = "base"
+    """Named encoder size; `custom` takes dim, depth and heads from below."""
+    dim: int | None = None
+    """Encoder width, in place of the size's."""
+    depth: int | None = None
+    """Number of encoder blocks, in place of the size's."""
+    heads: int | None = None
+    """Encoder attention heads, in place of the size's."""
+    image_size: int | tuple[int, int] = 224
+    """Height and width in pixels."""
+    patch_size: int | tuple[int, int] = 16
+    """Height and width of a patch in pixels."""
+    channels: int = 3
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    modality: str = "image"
+    """The batch key to learn from: `image` or `video`, or one camera, `image/<camera>`."""
+    mask_ratio: float = 0.75
+    """Fraction of the patches to mask, in (0, 1)."""
+    mask: str = "random"
+    norm_pix: bool = True
+    """Predict each patch standardised by its own mean and variance."""
+    decoder_dim: int | None = 512
+    decoder_depth: int | None = 8
+    decoder_heads: int | None = 16
+    drop_path: float = 0.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.size != "custom" and self.size not in SIZES:
+            raise unknown_name("size", self.size, (*SIZES, "custom"))
+        if self.mask not in self.masks:
+            raise unknown_name("mask", self.mask, self.masks)
+        if not 0 < self.mask_ratio < 1:
+            raise MmsslError(f"mask_ratio must lie strictly between 0 and 1, got {self.mask_ratio}.")
+        missing = [n for n in ("dim", "depth", "heads") if getattr(self, n) is None]
+        if self.size == "custom" and missing:
+            raise MmsslError(f"size 'custom' needs dim, depth and heads; {', '.join(missing)} not given.")
+        if self.modality != self.kind and not self.modality.startswith(f"{self.kind}/"):
+            raise MmsslError(
+                f"{self.name!r} learns from '{self.kind}' or '{self.kind}/<camera>', not from {self.modality!r}."
+            )
+        if self.decoder_shape()[1] < 1:
+            raise MmsslError(f"decoder_depth must be at least 1, got {self.decoder_depth}.")
+        self.encoder_config()
+        self.decoder_block()
+
+    def encoder_shape(self) -> dict[str, int]:
+        """dim, depth and heads of the encoder."""
+        named = SIZES.get(self.size, (None, None, None))
+        names = ("dim", "depth", "heads")
+        given = {name: getattr(self, name) for name in names}
+        return {name: b if given[name] is None else given[name] for name, b in zip(names, named, strict=True)}
+
+    def decoder_shape(self) -> tuple[int, int, int]:
+        """Width, depth and heads of the decoder."""
+        return self.decoder_dim, self.decoder_depth, self.decoder_heads
+
+    def encoder_config(self) -> EncoderConfig:
+        """The encoder that these settings describe."""
+        raise NotImplementedError
+
+    def decoder_block(self) -> BlockConfig:
+        dim, _, heads = self.decoder_shape()
+        return BlockConfig(dim=dim, heads=heads, norm_eps=self.norm_eps, qkv_bias=self.encoder_config().qkv_bias)
+
+
+class Prediction(NamedTuple):
+    """What the decoder says about the masked patches."""
+
+    patches: Tensor
+    """(B, m, P)."""
+    index: Tensor
+    """Their places, int64 (B, m)."""
+    valid: Tensor | None
+    """bool (B, m), False where a row has fewer masked patches; None = all count."""
+    mask: Tensor
+    """bool (B, N), True = masked."""
+
+
+class MaskedAutoencoder(Method):
+    """Base of the methods. A subclass says what is predicted (`goal`) and how it looks (`picture`).
+
+    `decoder.*` are the decoder's weights, `encoder.*` the encoder's. Keywords of `__init__` are `MaskedDecoder`'s.
+    """
+
+    per_channel: ClassVar[bool] = False
+    """Norm-pix over each channel by itself (`mmssl.losses.norm_pix_target`)."""
+    decoder_class: ClassVar[type[MaskedDecoder]] = MaskedDecoder
+    statistics: ClassVar[tuple[str, ...]] = ("visible", "true")
+    """Where `reconstruct` may take the mean and variance of a masked patch from."""
+
+    def __init__(self, config: MaskedConfig, **decoder: Any):
+        super().__init__(config)
+        self.encoder = Encoder(config.encoder_config())
+        self.sampler = MASKS[config.mask](config.mask_ratio)
+        self.grid = self.tokenizer.grid
+        dim, depth, _ = config.decoder_shape()
+        positions = self.tokenizer.position_table(dim, self.encoder.config.positions)
+        block = config.decoder_block()
+        self.decoder = self.decoder_class(self.encoder.embed_dim, self.goal_dim, positions, block, depth, **decoder)
+        visible = self.sampler.visible(self.encoder.grids)[self.modality]
+        if not 0 < visible < self.tokenizer.num_tokens:
+            raise MmsslError(
+                f"mask_ratio {config.mask_ratio} leaves {visible} of {self.tokenizer.num_tokens} patches visible; "
+                "at least one must be visible and one masked: change mask_ratio, image_size or patch_size."
+            )
+
+    @property
+    def modality(self) -> str:
+        """The encoder's modality that is masked and predicted, by whose name masks are given."""
+        return self.config.modality
+
+    @property
+    def tokenizer(self) -> PixelTokenizer:
+        return self.encoder.tokenizers[self.modality]
+
+    @property
+    def goal_dim(self) -> int:
+        """Number of values predicted for a token."""
+        return self.tokenizer.patch_dim
+
+    def goal(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """What is to be predicted for input x, before norm-pix: (B, N, P) float, or its rows at `index` (B, n)."""
+        return self.tokenizer.target(x, index)
+
+    def target(self, x: Tensor, index: Tensor) -> Tensor:
+        """What the loss compares with: the goal at `index` (B, n), after norm-pix, (B, n, P)."""
+        goal = self.goal(x, index)
+        return norm_pix_target(goal, self.per_channel, self.config.channels) if self.config.norm_pix else goal
+
+    def picture(self, patches: Tensor) -> Tensor:
+        """Patches (B, N, P) as `goal` has them -> pixels in [0, 1], (B, [T,] C, H, W)."""
+        return self.tokenizer.restore(self.tokenizer.unpatchify(patches)).clamp(0, 1)
+
+    def forward(
+        self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None, keys: Tensor | None = None
+    ) -> dict[str, Any]:
+        prediction = self._predict(batch, masks, keys)
+        target = self.target(batch[self.modality], prediction.index)  # (B, m, P)
+        return {"loss": masked_mse(prediction.patches, target, prediction.valid)}
+
+    def _predict(self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None, keys: Tensor | None) -> Prediction:
+        modality, grids = self.modality, self.encoder.grids
+        self.encoder.require(batch, modality)
+        if self.tokenizer.grid != self.grid:
+            raise MmsslError(f"the encoder was resized to a lattice of {grids[modality]}, the decoder has {self.grid}.")
+        if masks is None:
+            masks = self.sampler(grids, default_keys(batch, [modality]) if keys is None else keys)
+            visible = self.sampler.visible(grids)
+            features = self.encoder(batch, masks, visible)
+            index = visible_index(~masks[modality], self.tokenizer.num_tokens - visible[modality])
+            valid = key_mask = None
+        else:
+            features = self.encoder(batch, masks)
+            index, valid = ragged_index(~self._explicit(masks))
+            key_mask = None if valid is None else self._key_mask(features.valid, valid)
+        patches = self.decode(batch, features, index, key_mask)
+        return Prediction(patches, index, valid, masks[modality])
+
+    def decode(self, batch: dict[str, Tensor], features: Features, index: Tensor, key_mask: Tensor | None) -> Tensor:
+        """Predictions (B, m, P) at the masked places `index` (B, m) from the features of the visible ones."""
+        return self.decoder(features.tokens, features.index, index, features.cls, key_mask)
+
+    def _explicit(self, masks: dict[str, Tensor]) -> Tensor:
+        if self.modality not in masks:
+            raise MmsslError(f"masks must hold {self.modality!r}, got {sorted(masks)}.")
+        return masks[self.modality]
+
+    def _key_mask(self, visible: Tensor, masked: Tensor) -> Tensor:
+        """bool (B, [1 +] n + m), True = a real token of the decoder's sequence."""
+        key_mask = torch.cat([visible, masked], dim=1)
+        has_cls = self.encoder.cls_token is not None or self.decoder.cls_token is not None
+        return torch.nn.functional.pad(key_mask, (1, 0), value=True) if has_cls else key_mask
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        batch: dict[str, Tensor],
+        masks: dict[str, Tensor] | None = None,
+        keys: Tensor | None = None,
+        patch_stats: Literal["visible", "true"] = "visible",
+    ) -> dict[str, Tensor]:
+        """Fill in the masked patches.
+
+        A norm-pix model predicts patches without their mean and variance. `patch_stats` says where these come from:
+        "visible" estimates them from the visible patches; "true" takes them from the masked patches themselves, as the
+        authors' demos do, which leaks the answer: label it so wherever it is shown. A raw-pixel model needs neither.
+
+        Returns:
+            mask: bool (B, N), True = masked.
+            target: what is predicted, (B, C, H, W) or (B, T, C, H, W) float32 in [0, 1].
+            masked: the same with grey in place of the masked patches.
+            prediction: the same with the masked patches filled in; visible patches are those of the input.
+            prediction_patches: (B, N, P) in the space of the loss, zeros where visible.
+            target_patches: (B, N, P) in the space of the loss.
+        """
+        if patch_stats not in self.statistics:
+            raise unknown_name("patch_stats", patch_stats, self.statistics)
+        prediction = self._predict(batch, masks, keys)
+        mask = prediction.mask[..., None]  # (B, N, 1)
+        patches = target_patches = self.goal(batch[self.modality])  # (B, N, P)
+        place = prediction.index[..., None].expand_as(prediction.patches)
+        pixels = predicted = torch.zeros_like(patches).scatter(1, place, prediction.patches.float()) * mask
+        if self.config.norm_pix:
+            target_patches = norm_pix_target(patches, self.per_channel, self.config.channels)
+            pixels = undo_norm_pix(predicted, *self._statistics(batch, patches, prediction.mask, patch_stats))
+        target, hidden = self.picture(patches), self.tokenizer.unpatchify(mask.expand_as(patches))
+        return {
+            "mask": prediction.mask,
+            "target": target,
+            "masked": torch.where(hidden, _GREY, target),
+            "prediction": self.picture(torch.where(mask, pixels, patches)),
+            "prediction_patches": predicted,
+            "target_patches": target_patches,
+        }
+
+    def _statistics(
+        self, batch: dict[str, Tensor], patches: Tensor, mask: Tensor, patch_stats: str
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and scale of each patch, each (B, N, 1 or C)."""
+        stats = torch.cat(patch_statistics(patches, self.per_channel, self.config.channels), dim=-1)
+        return (fill_in(stats, mask, self.grid) if patch_stats == "visible" else stats).chunk(2, dim=-1)
+
+
+def fill_in(values: Tensor, mask: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Values (B, N, C) with the masked places filled from the visible ones, weighted by squared inverse distance."""
+    axes = torch.meshgrid(*(torch.arange(n, device=values.device) for n in grid), indexing="ij")
+    place = torch.stack([axis.flatten() for axis in axes], dim=1).float()  # (N, axes)
+    weight = 1 / torch.cdist(place, place).square().clamp(min=1e-3)  # (N, N)
+    weight = weight[None] * (~mask)[:, None, :]  # (B, N, N)
+    weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-12)
+    return torch.where(mask[..., None], weight @ values, values)

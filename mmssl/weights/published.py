@@ -1,0 +1,123 @@
+"""The families of published weights, and which of them a file or folder is of.
+
+A new one is one file that knows its names, and an entry in `LAYOUTS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mmssl.encoder import Encoder
+from mmssl.errors import MmsslError
+from mmssl.methods.base import Method
+from mmssl.weights import huggingface, official, siammae, stmae, videomae, videomae_transformers
+from mmssl.weights.files import State, read_json, read_state
+from mmssl.weights.layout import Facts, Published, is_authors_layout
+from mmssl.weights.naming import listed
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One family of published weights: how its files are told from others, and what is made of them."""
+
+    name: str
+    """As messages call it."""
+    recognise: Callable[[State], bool]
+    """Whether tensors are of this family, by their names and shapes."""
+    read: Callable[[State, dict[str, Any], Path], tuple[State, dict[str, Any]]]
+    """Tensors, training arguments and path of a file -> tensors under the common names (layout.py), and the `Facts`
+    that the file tells."""
+    encoder: Callable[[Published], Encoder]
+    method: Callable[[Published], Method]
+    folder: Callable[[Path], Published] | None = None
+    """Reads a folder of transformers'."""
+    model_types: tuple[str, ...] = ()
+    """What the config.json of such a folder calls itself."""
+
+
+LAYOUTS = (
+    Layout(
+        "the VideoMAE authors'",
+        recognise=videomae.is_videomae_layout,
+        read=videomae_transformers.read_any_file,
+        encoder=videomae.build_encoder,
+        method=videomae.build_videomae,
+        folder=videomae_transformers.read_folder_of,
+        model_types=("videomae",),
+    ),
+    Layout(
+        "the ST-MAE authors' and PySlowFast's ViT",
+        recognise=stmae.is_stmae_layout,
+        read=stmae.read_file,
+        encoder=stmae.build_encoder,
+        method=stmae.build_stmae,
+    ),
+    Layout(
+        "CropMAE's and SiamMAE",
+        recognise=siammae.is_siammae_layout,
+        read=siammae.read_file,
+        encoder=official.build_encoder,
+        method=siammae.build_siammae,
+    ),
+    Layout(
+        "the MAE authors' and timm's ViT",
+        recognise=lambda state: is_authors_layout(state) or huggingface.is_transformers_layout(state),
+        read=huggingface.read_any_file,
+        encoder=official.build_encoder,
+        method=official.build_mae,
+        folder=huggingface.read_transformers,
+        model_types=("vit_mae", "vit"),
+    ),
+)
+"""The first that recognises a file reads it."""
+
+MODEL_TYPES = tuple(t for layout in LAYOUTS for t in layout.model_types)
+"""transformers' kinds of models that can be read, as their config.json calls them."""
+
+
+def read_published_file(path: Path, **said: Any) -> tuple[Layout, Published]:
+    """Weights of one file and the family that it is of, by its names.
+
+    Args:
+        path: the file.
+        said: what the user says, fields of `Facts`; it comes before what the file says. None = nothing.
+
+    Raises:
+        MmsslError: no such file, damaged, pickled code, or of no known family.
+    """
+    state, arguments = read_state(path)
+    layout = next((layout for layout in LAYOUTS if layout.recognise(state)), None)
+    if layout is None:
+        raise MmsslError(f"{path} {_no_layout(state)}")
+    state, told = layout.read(state, arguments, path)
+    return layout, _with(Published(state, str(path), Facts(**told)), said)
+
+
+def read_transformers_folder(folder: Path, **said: Any) -> tuple[Layout, Published]:
+    """The same of a folder in transformers' format, by its config.json."""
+    kind = read_json(folder / "config.json").get("model_type")
+    layout = next((layout for layout in LAYOUTS if kind in layout.model_types), None)
+    if layout is None:
+        raise MmsslError(
+            f"{folder} holds a transformers model of type {kind!r}; readable are {', '.join(MODEL_TYPES)}."
+        )
+    return layout, _with(layout.folder(folder), said)
+
+
+def _with(published: Published, said: dict[str, Any]) -> Published:
+    assert said.keys() <= {f.name for f in fields(Facts)}
+    return replace(
+        published, facts=replace(published.facts, **{name: value for name, value in said.items() if value is not None})
+    )
+
+
+def _no_layout(state: State) -> str:
+    if any(".tokenizers." in f".{name}" for name in state):
+        return "holds weights of mmssl without their settings; give the folder that it was in, with its config file."
+    first = listed(state)
+    known = ", ".join(layout.name for layout in LAYOUTS)
+    return (
+        f"is of no layout that can be read (its first names: {first}); readable are {known}, and transformers' "
+        "ViTMAE, ViT and VideoMAE."
+    )

@@ -1,0 +1,115 @@
+"""What every registered method must do on its own kind of data, with tiny settings: nothing here names a method."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import mmssl
+from mmssl.data.clips import ClipSampling
+from mmssl.errors import MmsslError
+from mmssl.keys import sample_keys
+from mmssl.registry import METHODS
+from mmssl.training.pictures import save_pictures
+
+TINY = {
+    "size": "custom", "dim": 16, "depth": 2, "heads": 2, "image_size": 16, "patch_size": 4, "frames": 4, "tubelet": 2,
+    "mask_ratio": 0.5, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2,
+}  # fmt: skip
+CANDIDATES = {"image": (3, 16, 16), "video": (4, 3, 16, 16), "pair": (2, 3, 16, 16)}
+
+
+def tiny(name: str):
+    fields = {field.name for field in dataclasses.fields(METHODS.get(name).config_class)}
+    torch.manual_seed(0)
+    return mmssl.create_method(name, **{key: value for key, value in TINY.items() if key in fields})
+
+
+def batch_for(method, n: int = 4) -> dict[str, torch.Tensor]:
+    """The first kind of batch that the method's own check takes."""
+    generator, refused = torch.Generator().manual_seed(1), []
+    for name, shape in CANDIDATES.items():
+        x = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
+        batch = {"image" if name == "image" else "video": x, "index": torch.arange(n)}
+        try:
+            method.check(batch)
+            return batch
+        except MmsslError as error:
+            refused.append(str(error))
+    pytest.fail(f"no batch suits {method.config.name}: {refused}")
+
+
+@pytest.fixture(params=METHODS.names())
+def method(request):
+    return tiny(request.param)
+
+
+def test_it_learns_by_steps_of_its_gradient(method):
+    batch = batch_for(method)
+    optimizer, losses = torch.optim.AdamW(method.parameters(), lr=3e-3), []
+    for _ in range(15):
+        total, count = method(batch)["loss"]
+        loss = total / count
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(np.isfinite(losses)) and losses[-1] < losses[0]
+    idle = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == [], "parameters that no loss reaches"
+
+
+def test_the_same_call_gives_the_same_loss_and_other_keys_another(method):
+    batch = batch_for(method.eval())
+    one, two = (method(batch)["loss"][0] for _ in range(2))
+    other = method(batch, keys=sample_keys(7, 0, 0, batch["index"]))["loss"][0]
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_what_it_reconstructs_can_be_looked_at(method):
+    batch = batch_for(method.eval())
+    found = method.reconstruct(batch)
+    shapes = {tuple(found[key].shape) for key in ("target", "masked", "prediction")}
+    assert len(shapes) == 1 and len(shapes.pop()) in (4, 5)
+    assert found["mask"].dtype == torch.bool and 0 < found["mask"].float().mean() < 1
+    for key in ("target", "masked", "prediction"):
+        assert found[key].dtype == torch.float32 and found[key].min() >= 0 and found[key].max() <= 1
+    hidden = (found["masked"] != found["target"]).any(-3)
+    assert 0 < hidden.float().mean() < 1
+    shown = ~hidden.unsqueeze(-3).expand_as(found["target"])
+    torch.testing.assert_close(found["prediction"][shown], found["target"][shown])
+
+
+class Held:
+    """A dataset of one batch, and the config that opens it."""
+
+    def __init__(self, batch):
+        self.batch = batch
+        self.clip = ClipSampling(frames=batch["video"].shape[1]) if "video" in batch else None
+
+    def open(self, split="train"):
+        return self
+
+    def __len__(self):
+        return len(self.batch["index"])
+
+    def fetch(self, places):
+        return {key: x[places] for key, x in self.batch.items()}
+
+
+def test_its_pictures_are_saved(method, tmp_path):
+    batch = batch_for(method.eval())
+    save_pictures(method, Held(batch), tmp_path)
+    with np.load(tmp_path / "reconstruction.npz") as file:
+        assert file["original"].shape == file["masked"].shape == file["reconstructed"].shape
+        assert file["original"].ndim == (5 if "video" in batch else 4) and file["original"].dtype == np.uint8
+    with np.load(tmp_path / "features.npz") as file:
+        assert file["image"].shape[0] == file["tokens"].shape[0] and file["tokens"].shape == file["random"].shape
+
+
+def test_its_encoder_comes_back_from_disk(method, tmp_path):
+    method.encoder.save_pretrained(tmp_path)
+    encoder = mmssl.load(tmp_path)
+    assert encoder.config == method.encoder.config
+    assert all(torch.equal(v, encoder.state_dict()[k]) for k, v in method.encoder.state_dict().items())

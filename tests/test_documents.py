@@ -1,0 +1,99 @@
+"""The documents' own `mmssl` commands: each names what exists, and those on video run with tiny budgets."""
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mmssl import cli
+from mmssl.config import load_config
+from mmssl.paths import find_resource
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TINY = shlex.split("--method.dim 16 --method.depth 1 --method.heads 2 --method.decoder-dim 16 --method.decoder-depth 1")
+SMALL = shlex.split("--method.image-size 32 --method.patch-size 4 --data.image-size 32 32 --loop.log-every 1")
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of code blocks that begin with `mmssl`, without their comments."""
+    text = page.read_text()
+    lines = re.findall(r"^(?:    )?(mmssl [a-z].*)$", text, re.MULTILINE)
+    return [re.sub(r"\s+#.*", "", line).strip() for line in lines]
+
+
+ALL = [pytest.param(line, id=f"{page.stem}:{line[:60]}") for page in PAGES for line in commands(page)]
+
+
+@pytest.mark.parametrize("line", ALL)
+def test_a_command_names_a_verb_a_recipe_and_options_that_exist(line):
+    verb, *rest = shlex.split(line)[1:]
+    assert verb in cli.VERBS
+    if verb not in cli.RECIPES or rest[0].startswith("-") or "..." in rest[0]:
+        return
+    config = load_config(cli._locate(cli.RECIPES[verb]), find_resource("configs", rest[0]))
+    options, left = cli._take_options(rest[1:], "usage")
+    cli.override(config, left, "mmssl")
+    assert set(options) == {"run", "overwrite", "init"}
+
+
+def test_the_documents_are_read():
+    assert len(ALL) > 30
+
+
+def toys():
+    """tests/data/video_toys.py, which is no package's module."""
+    spec = importlib.util.spec_from_file_location("video_toys", ROOT / "tests/data/video_toys.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for k in range(4):
+        toys().write_video(folder / f"{k}.mp4", None, n=30, size=(48, 64))
+    toys().truncated(folder / "damaged.mp4")
+    return folder
+
+
+def test_pretraining_on_files_runs_resumes_and_shows_its_clips(videos, tmp_path, capsys):
+    """`mmssl pretrain videomae/pretrain_tiny_files --data FOLDER`, as docs/video.md has it."""
+    run = tmp_path / "run"
+    command = ["pretrain", "videomae/pretrain_tiny_files", "--data", str(videos), "--run", str(run), *TINY, *SMALL]
+    command += ["--optim.warmup-steps", "1", "--data.max-bad", "0.5", "--loop.checkpoint-every", "2"]
+    cli.main([*command, "--loop.steps", "2"])
+    cli.main([*command, "--loop.steps", "4"])
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4] and "going on from" in capsys.readouterr().err
+    assert "data:image/webp;base64," in (run / "report.html").read_text()
+
+
+def test_the_doctor_lists_the_damaged_file(videos, tmp_path, capsys):
+    listed = tmp_path / "skip.txt"
+    cli.main(["doctor", "--data", str(videos), "--skip-list", str(listed), "--workers", "1"])
+    assert "damaged.mp4" in listed.read_text() and "0.mp4" not in listed.read_text()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "words"),
+    [
+        ("videomae/pretrain_tiny_files", ["--method.tubelet", "3"], "tubelet"),
+        ("videomae/pretrain_tiny_files", ["--data.clip.frames", "4"], "frames"),
+        ("siammae/pretrain_tiny_robots14", ["--data.clip.gap", "40", "48"], "gap"),
+        ("siammae/pretrain_tiny_robots14", ["--data.clip.how", "dense", "--data.clip.frames", "3"], "how to pair"),
+        ("videomae/pretrain_tiny_files", ["--data.clip.stride", "9", "--data.clip.short", "skip"], "stride"),
+    ],
+    ids=["tubelet", "frames", "gap", "how", "longer"],
+)
+def test_wrong_input_is_one_sentence(recipe, options, words, videos, tmp_path, capsys):
+    command = ["pretrain", recipe, "--data", str(videos), "--run", str(tmp_path / "run"), *TINY, *SMALL]
+    cache = ["--data.cache", "none", "--loop.batch-size", "4", "--data.max-bad", "0.5"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, *cache, *options])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and words in said and "Traceback" not in said and not (tmp_path / "run/export").exists()
