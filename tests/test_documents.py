@@ -92,7 +92,7 @@ def test_the_doctor_lists_the_damaged_file(videos, tmp_path, capsys):
 )
 def test_wrong_input_is_one_sentence(recipe, options, words, videos, tmp_path, capsys):
     command = ["pretrain", recipe, "--data", str(videos), "--run", str(tmp_path / "run"), *TINY, *SMALL]
-    cache = ["--data.cache", "none", "--loop.batch-size", "4", "--data.max-bad", "0.5"]
+    cache = ["--data.cache", "none", "--loop.batch-size", "8", "--loop.repeats", "4", "--data.max-bad", "0.5"]
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, *cache, *options])
     said = capsys.readouterr().err

@@ -4,9 +4,10 @@ Frame i is the i-th picture in the order in which a player shows them, turned up
 and durations. A reader lives as long as one call, so everything here may be forked, spawned and pickled.
 
 Three backends give the same frames:
-    torchcodec  where it imports (it needs FFmpeg's shared libraries, and 0.11 to turn pictures upright)
-    pyav        else: it brings its own FFmpeg. It decodes from the nearest key packet and leaves out pictures that no
-                other one needs, and so is faster than decord
+    pyav        where it imports: it brings its own FFmpeg. It decodes from the nearest key packet and leaves out
+                pictures that no other one needs, and so is faster than both others
+    torchcodec  else, or on demand (it needs FFmpeg's shared libraries, and 0.11 to turn pictures upright). What
+                it cannot read, or not exactly (open groups of pictures, AVI, transport streams), PyAV reads if it can
     decord      on demand (MMSSL_VIDEO_BACKEND=decord). decord takes its key frames in the order of the file for places
                 in the order of showing: with open groups of pictures, MPEG-4 in AVI and others it silently gives other
                 frames than those asked for. It is used for the files of which PyAV's index shows that it cannot err
@@ -16,7 +17,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ from mmssl.data.video_index import (
     VideoUnreadable,
     groups,
     make_index,
+    reasons,
     seekable,
 )
 from mmssl.errors import MmsslError, unknown_name
@@ -53,6 +55,8 @@ Size = tuple[int, int] | Callable[[VideoFacts], tuple[int, int] | None] | None
 
 # Codecs whose "non-reference" pictures are never needed by others. In HEVC the word only speaks of one temporal layer.
 _SKIPPABLE = {"h264", "mpeg4"}
+# Of AVI, transport and programme streams torchcodec 0.11 gives other frames than those asked for.
+_EXACT_BY_TORCHCODEC = (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".flv")
 _indices = IndexCache()
 
 
@@ -66,7 +70,7 @@ def is_video(name: str | os.PathLike) -> bool:
 
 
 def backend() -> str:
-    """The decoder that is used: "torchcodec", "pyav" or "decord"; the variable MMSSL_VIDEO_BACKEND overrides.
+    """The decoder that is used: "pyav", "torchcodec" or "decord"; the variable MMSSL_VIDEO_BACKEND overrides.
 
     Raises:
         MmsslError: the variable names none of the three or one that does not import, or neither of the first two does.
@@ -101,7 +105,7 @@ def read_clips(path: str | os.PathLike, choose: Choose, size: Size = None) -> tu
     """
     path = os.fspath(path)
     reader_type = _READERS[backend()]
-    with _reasons(path, reader_type.errors()), reader_type(path) as reader:
+    with reasons(path, reader_type.errors()), reader_type(path) as reader:
         while True:
             facts = reader.facts
             clips = [np.asarray(clip, np.int64).reshape(-1) for clip in choose(facts)]
@@ -125,26 +129,6 @@ def _check_numbers(wanted: np.ndarray, facts: VideoFacts) -> None:
 def _deal(frames: np.ndarray, wanted: np.ndarray, clip: np.ndarray, clips: int) -> np.ndarray:
     """The frames of one clip out of the decoded ones; without a copy where it is the only one and has them in order."""
     return frames if clips == 1 and np.array_equal(clip, wanted) else frames[np.searchsorted(wanted, clip)]
-
-
-@contextmanager
-def _reasons(path: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Whatever a decoder raises, as a `VideoUnreadable` that a person understands."""
-    if not os.path.exists(path):
-        raise VideoUnreadable("there is no such file")
-    if os.path.isdir(path):
-        raise VideoUnreadable("it is a folder, not a video file")
-    if not os.access(path, os.R_OK):
-        raise VideoUnreadable("reading it is not permitted")
-    if os.path.getsize(path) == 0:
-        raise VideoUnreadable("the file is empty (0 bytes)")
-    try:
-        yield
-    except (VideoUnreadable, MmsslError):
-        raise
-    except errors as error:
-        said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-        raise VideoUnreadable(f"damaged, cut off or not a video ({said.splitlines()[0][:120]})") from error
 
 
 def _resized(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
@@ -337,6 +321,7 @@ class _TorchcodecReader:
     def __init__(self, path: str):
         from torchcodec.decoders import VideoDecoder
 
+        self._path = path
         try:
             self._decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
         except (RuntimeError, ValueError) as error:
@@ -356,8 +341,23 @@ class _TorchcodecReader:
         """As `_PyavReader.frames`."""
         if not wanted:
             return np.empty((0, *(size or self.facts[1:3]), 3), np.uint8)
-        frames = self._decoder.get_frames_at(wanted).data.numpy()
+        by_pyav = _imports("pyav")
+        if by_pyav and not self._path.lower().endswith(_EXACT_BY_TORCHCODEC):
+            return self._by_pyav(wanted, size)
+        try:
+            frames = self._decoder.get_frames_at(wanted).data.numpy()
+        except RuntimeError:  # "no more frames left to decode", of open groups of pictures
+            if not by_pyav:
+                raise
+            return self._by_pyav(wanted, size)
         return frames if size is None else np.stack([_resized(frame, size) for frame in frames])
+
+    def _by_pyav(self, wanted: list[int], size: tuple[int, int] | None) -> np.ndarray:
+        with _PyavReader(self._path) as reader:
+            if reader.facts.frames != self.facts.frames:
+                self.facts = reader.facts
+                raise _FactsChanged
+            return reader.frames(wanted, size)
 
 
 _READERS = {"torchcodec": _TorchcodecReader, "pyav": _PyavReader, "decord": _DecordReader}
@@ -367,7 +367,7 @@ _READERS = {"torchcodec": _TorchcodecReader, "pyav": _PyavReader, "decord": _Dec
 def _choose_backend(asked: str) -> str:
     if asked and asked not in _READERS:
         raise unknown_name("video backend (MMSSL_VIDEO_BACKEND)", asked, _READERS)
-    for name in [asked] if asked else ("torchcodec", "pyav"):
+    for name in [asked] if asked else ("pyav", "torchcodec"):
         if _imports(name):
             return name
     if asked:

@@ -7,10 +7,12 @@ found without reading the file from its start, and without trusting what its hea
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from mmssl.errors import MmsslError
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -28,6 +30,26 @@ FILES_KEPT, KEYS_KEPT = 4096, 1_000_000  # indices in memory: files, and key pac
 
 class VideoUnreadable(ValueError):
     """A file, or a frame of it, that cannot be read. The text is the reason, without the file's name."""
+
+
+@contextmanager
+def reasons(path: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Whatever a decoder raises, as a `VideoUnreadable` that a person understands."""
+    if not os.path.exists(path):
+        raise VideoUnreadable("there is no such file")
+    if os.path.isdir(path):
+        raise VideoUnreadable("it is a folder, not a video file")
+    if not os.access(path, os.R_OK):
+        raise VideoUnreadable("reading it is not permitted")
+    if os.path.getsize(path) == 0:
+        raise VideoUnreadable("the file is empty (0 bytes)")
+    try:
+        yield
+    except (VideoUnreadable, MmsslError):
+        raise
+    except errors as error:
+        said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        raise VideoUnreadable(f"damaged, cut off or not a video ({said.splitlines()[0][:120]})") from error
 
 
 class VideoFacts(NamedTuple):

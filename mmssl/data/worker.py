@@ -1,5 +1,6 @@
 """What runs inside a worker process of `mmssl.data.workers`, and the desk on which it says where it is."""
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -7,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,6 +23,7 @@ from mmssl.errors import MmsslError
 Piece = dict[str, Tensor]  # what a worker gets, and what it gives
 
 NOWHERE = -1  # the place of a worker that is at no sample
+_HELD = {signal.SIGINT, signal.SIGTERM}
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
@@ -82,6 +84,17 @@ def work(pipe: Connection, job: Callable[[Piece], Piece], desk: Desk, number: in
         transport.send(pipe, (tag, found, failure), parcel)
 
 
+@contextlib.contextmanager
+def hold_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait; a process that is started meanwhile begins with them held, until `work` lets them in."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _answer(job: Callable[[Piece], Piece], piece: Piece) -> tuple[transport.Parcel | None, Exception | None]:
     try:
         return transport.pack(job(piece)), None
@@ -111,6 +124,8 @@ def _settle(parent: int, bound: bool) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     torch.set_num_threads(1)
     if bound and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 
 from mmssl.data import transport
-from mmssl.data.worker import NOWHERE, Desk, Piece, work
+from mmssl.data.worker import NOWHERE, Desk, Piece, hold_signals, work
 from mmssl.errors import MmsslError
 
 PREFETCH = 2  # pieces that a worker has at once
@@ -128,19 +128,25 @@ class WorkerPool:
         first, given, handed = self._next_tag, 0, 0
         self._next_tag += len(pieces)
         answers: dict[int, _Answer] = {}
-        while handed < len(pieces):
-            self._check_current(first + len(pieces))
-            ahead = handed + PREFETCH * len(self._workers)
-            while given < min(len(pieces), ahead) and (worker := self._idlest()):
-                self._give(worker, first + given, pieces[given])
-                given += 1
-            self._collect(answers, first, 0.0)
-            tag = first + handed if ordered else next(iter(answers), None)
-            if tag not in answers:
-                self._collect(answers, first, self._tick)
-                continue
-            yield self._open(answers.pop(tag))
-            handed += 1
+        try:
+            while handed < len(pieces):
+                self._check_current(first + len(pieces))
+                ahead = handed + PREFETCH * len(self._workers)
+                while given < min(len(pieces), ahead) and (worker := self._idlest()):
+                    self._give(worker, first + given, pieces[given])
+                    given += 1
+                self._collect(answers, first, 0.0)
+                tag = first + handed if ordered else next(iter(answers), None)
+                if tag not in answers:
+                    self._collect(answers, first, self._tick)
+                    continue
+                yield self._open(answers.pop(tag))
+                handed += 1
+        finally:  # of a run that is given up, what came and was not handed out
+            for answer in answers.values():
+                with contextlib.suppress(MmsslError):  # too many: the next run says so
+                    for found in answer.bad:
+                        self._root.bad.add(*found)
 
     def _open(self, answer: _Answer) -> Piece:
         """Note what could not be read, and give the piece, or raise why there is none."""
@@ -259,7 +265,8 @@ class WorkerPool:
         told, args = len(self._root.bad.found), (theirs, self._job, self._desk, number, os.getpid(), bound)
         process = self._context.Process(target=work, args=args, daemon=True, name=f"mmssl-data-{number}")
         try:
-            process.start()
+            with hold_signals():  # until the worker has said what they shall do
+                process.start()
         except OSError as error:
             raise MmsslError(f"data worker {number + 1} cannot be started ({error}); use fewer workers.") from None
         theirs.close()  # so that the end of the worker is the end of the pipe

@@ -56,8 +56,10 @@ def torchcodec(monkeypatch):
     video._choose_backend.cache_clear()
 
 
-def test_torchcodec_is_used_where_it_imports(tmp_path, torchcodec):
+def test_torchcodec_reads_on_demand(tmp_path, torchcodec, monkeypatch):
     torchcodec()
+    assert video.backend() == "pyav"
+    monkeypatch.setenv("MMSSL_VIDEO_BACKEND", "torchcodec")
     assert video.backend() == "torchcodec"
     path = toys.write_video(tmp_path / "plain.mp4")
     (frames, resized), facts = read_clips(path, lambda facts: [[9, 2, 2], [2]], (24, 32))
@@ -75,19 +77,46 @@ def test_torchcodec_is_used_where_it_imports(tmp_path, torchcodec):
         read_clips(path, lambda facts: [[30]])
 
 
+def test_what_torchcodec_cannot_read_pyav_reads(tmp_path, torchcodec, monkeypatch):
+    monkeypatch.setenv("MMSSL_VIDEO_BACKEND", "torchcodec")
+
+    class GivesUp(FakeDecoder):
+        def get_frames_at(self, indices):
+            raise RuntimeError("Requested next frame while there are no more frames left to decode.")
+
+    class Wrong(FakeDecoder):
+        def get_frames_at(self, indices):
+            return super().get_frames_at([0 for _ in indices])
+
+    for decoder, name in ((GivesUp, "open_groups.mp4"), (Wrong, "plain.avi")):
+        torchcodec(VideoDecoder=decoder)
+        path = toys.write_video(tmp_path / name, codec="mpeg4")
+        (frames,), _ = read_clips(path, lambda facts: [[3, 7]])
+        assert [toys.frame_number(frame) for frame in frames] == [3, 7]
+
+
 def test_torchcodec_that_does_not_work_is_left_alone(torchcodec, monkeypatch):
+    def without_pyav():
+        raise ImportError("No module named 'av'")
+
+    torchcodec()
+    monkeypatch.setattr(video, "_import_av", without_pyav)
+    assert video.backend() == "torchcodec"
     torchcodec(
         VideoStreamMetadata=dataclasses.make_dataclass("Old", ["width"])
     )  # before 0.11: pictures lie on their side
-    assert video.backend() == "pyav"
+    with pytest.raises(MmsslError, match="no video decoder imports here; install PyAV"):
+        video.backend()
 
     class Missing(types.ModuleType):
         def __getattr__(self, name):
             raise RuntimeError("Could not load libtorchcodec")
 
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", Missing("torchcodec.decoders"))
+    monkeypatch.setenv("MMSSL_VIDEO_BACKEND", "torchcodec")
     video._choose_backend.cache_clear()
-    assert video.backend() == "pyav"
+    with pytest.raises(MmsslError, match="asks for torchcodec, which does not import here"):
+        video.backend()
 
 
 def test_choice_of_the_backend(torchcodec, monkeypatch):
