@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 _PIECE = 2**16  # values of a target made at once on a CPU: they stay in the cache from one pass to the next
 
 

@@ -12,7 +12,6 @@ from mmssl.masking import MASKS, BlockMask, GridMask, RandomMask, TubeMask, ragg
 IMAGE_MASKS = ["block", "grid", "random"]
 
 
-
 def keys(n, seed=0):
     return sample_keys(seed, 0, 0, torch.arange(n))
 

@@ -17,7 +17,7 @@ from mmssl.nn.transformer import BlockConfig
 from mmssl.tokenizers.image import IMAGENET_MEAN, IMAGENET_STD, PixelTokenizer
 
 _GREY = 0.5  # what a masked patch looks like in a picture
-_PIECE = 2**21  # values of the widest layer of the decoder that are worked on at once on a CPU
+_PIECE = 2**22  # values of the widest layer of the decoder that are worked on at once on a CPU
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
-"""A linear layer whose float32 products on a CPU go through oneDNN.
+"""A linear layer that takes the fastest way to its product on a CPU. Everywhere else it is `nn.Linear`.
 
-torch computes them with MKL, which on AMD processors leaves half of the AVX-512 units idle: measured on a Zen 5 core,
-96 GFLOP/s against oneDNN's 210, for all three products of a training step. torch itself reaches oneDNN in bfloat16
-only. Everywhere else this is `nn.Linear`.
+float32: torch computes with MKL, which on AMD processors leaves half of the AVX-512 units idle: measured on a Zen 5
+core, 96 GFLOP/s against oneDNN's 210, for all three products of a training step. On a Zen 3 core (AVX2) the two are
+equal, but for the gradient of the weights, where oneDNN copies both operands into another order first: 48 against 74.
+
+bfloat16 (autocast, or weights of that type): torch reaches oneDNN where the processor multiplies bfloat16, and falls
+back to loops where it does not: measured on Zen 3, 1.5 to 15 GFLOP/s. There the product is computed in float32 and only
+its result is rounded, which is never less exact.
 """
 
 import torch
@@ -12,6 +16,8 @@ from torch.autograd.function import once_differentiable
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+MULTIPLIES_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether this CPU multiplies bfloat16 natively."""
 _SMALLEST = 2**22  # multiply-adds from which on the better product outweighs the cost of calling it
 
 
@@ -24,6 +30,9 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    if x.device.type == "cpu" and not MULTIPLIES_BF16 and _in_bfloat16(x, weight):
+        with torch.autocast("cpu", enabled=False):
+            return linear(*(None if t is None else t.float() for t in (x, weight, bias))).to(torch.bfloat16)
     if not _takes_onednn(x, weight):
         return F.linear(x, weight, bias)
     return _OneDnnLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
@@ -33,6 +42,14 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
     large = x.numel() * weight.shape[0] >= _SMALLEST
     return _HAS_ONEDNN and plain and large and not torch.is_autocast_enabled("cpu")
+
+
+def _in_bfloat16(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch would compute this product in bfloat16."""
+    kinds = {x.dtype, weight.dtype}
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16 and kinds <= {torch.float32, torch.bfloat16}
+    return kinds == {torch.bfloat16}
 
 
 @torch.library.custom_op("mmssl::product", mutates_args=(), device_types="cpu")
@@ -47,8 +64,8 @@ def _(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _across(grad: Tensor, x: Tensor) -> Tensor:
-    """grad (M, out) transposed times x (M, in): oneDNN copies both into the other order first, which only pays where its
-    product is far better than MKL's."""
+    """grad (M, out) transposed times x (M, in): oneDNN copies both into the other order first, which only pays where
+    its product is far better than MKL's."""
     return _product(grad.t(), x.t()) if _HAS_AVX512 else grad.t() @ x
 
 

@@ -180,7 +180,7 @@ def test_the_start_is_the_authors():
     fan_in = 2 * 4 * 4 * 3  # torch's Conv3d: uniform in +- 1 / sqrt(fan_in), weight and bias
     for p in (model.tokenizer.proj.weight, model.tokenizer.proj.bias):
         assert 0.9 * fan_in**-0.5 < p.abs().max() <= fan_in**-0.5
-    assert 0.005 < model.decoder.mask_token.std() and model.decoder.mask_token.abs().max() <= 0.02
+    assert model.decoder.mask_token.std() > 0.005 and model.decoder.mask_token.abs().max() <= 0.02
     bound = (6 / (64 + 3 * 64)) ** 0.5  # xavier, q, k and v as one matrix
     assert 0.97 * bound < model.encoder.blocks[0].attn.qkv.weight.abs().max() <= bound
     assert not any(p.any() for n, p in model.named_parameters() if n.endswith("bias") and "proj.bias" not in n)

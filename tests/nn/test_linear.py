@@ -8,10 +8,11 @@ import mmssl.nn.linear
 from mmssl.nn.linear import Linear, _takes_onednn
 
 
-@pytest.fixture(autouse=True)
-def any_size(monkeypatch):
-    """Small products too take the way that is tested here."""
+@pytest.fixture(autouse=True, params=[False, True], ids=["AVX2", "AVX512"])
+def any_size_and_processor(monkeypatch, request):
+    """Small products too take the way that is tested here, and that of either kind of processor."""
     monkeypatch.setattr(mmssl.nn.linear, "_SMALLEST", 0)
+    monkeypatch.setattr(mmssl.nn.linear, "_HAS_AVX512", request.param)
 
 
 def twins(bias=True):
@@ -60,14 +61,50 @@ def test_strided_input_and_frozen_weights():
     assert x.grad is not None and ours.weight.grad is None
 
 
-def test_other_dtypes_and_autocast_take_the_plain_way():
+def test_other_dtypes_and_native_bfloat16_take_the_plain_way(monkeypatch):
+    monkeypatch.setattr(mmssl.nn.linear, "MULTIPLIES_BF16", True)
     ours, plain = twins()
     x = torch.randn(4, 24)
     assert not _takes_onednn(x.double(), ours.weight.double())
+    assert not _takes_onednn(x.bfloat16(), ours.weight.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert not _takes_onednn(x, ours.weight)
         assert ours(x).dtype == torch.bfloat16
         assert torch.equal(ours(x), plain(x))
+
+
+@pytest.mark.parametrize("backward_under_autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bfloat16_without_hardware_is_float32_rounded(monkeypatch, dtype, backward_under_autocast):
+    monkeypatch.setattr(mmssl.nn.linear, "MULTIPLIES_BF16", False)
+    ours, plain = twins()
+    x = torch.randn(4, 24).to(dtype).requires_grad_()
+    y = x.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ours(x)
+        if backward_under_autocast:
+            out.sum().backward()
+    if not backward_under_autocast:
+        out.sum().backward()
+    plain(y).sum().backward()
+    assert out.dtype == torch.bfloat16 and x.grad.dtype == dtype and ours.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(out, plain(y).bfloat16(), atol=0, rtol=0.008)  # one unit in the last place
+    torch.testing.assert_close(x.grad.float(), y.grad, atol=1e-5, rtol=0.008)
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad, atol=0.02, rtol=0.008)  # x is kept in bfloat16
+    torch.testing.assert_close(ours.bias.grad, plain.bias.grad)
+    with torch.autocast("cpu", torch.float16):
+        assert not _takes_onednn(x, ours.weight)
+
+
+def test_bfloat16_weights_without_hardware(monkeypatch):
+    monkeypatch.setattr(mmssl.nn.linear, "MULTIPLIES_BF16", False)
+    ours, plain = twins()
+    ours, x = ours.bfloat16(), torch.randn(4, 24).bfloat16()
+    plain.load_state_dict(ours.state_dict())
+    out = ours(x)
+    out.sum().backward()
+    torch.testing.assert_close(out, plain(x.float()).bfloat16(), atol=0, rtol=0.008)
+    assert ours.weight.grad.dtype == ours.bias.grad.dtype == torch.bfloat16
 
 
 def test_small_products_take_the_plain_way(monkeypatch):
@@ -75,6 +112,18 @@ def test_small_products_take_the_plain_way(monkeypatch):
     assert _takes_onednn(torch.randn(4, 24), ours.weight) == torch.backends.mkldnn.is_available()
     monkeypatch.undo()
     assert not _takes_onednn(torch.randn(4, 24), ours.weight)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_it_compiles_in_one_graph_under_autocast(monkeypatch, native):
+    monkeypatch.setattr(mmssl.nn.linear, "MULTIPLIES_BF16", native)
+    ours, plain = twins()
+    x = torch.randn(6, 24, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = torch.compile(ours, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(out.float(), plain(x), atol=0.02, rtol=0.02)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, plain.weight.sum(0).expand(6, -1), atol=0.02, rtol=0.02)
 
 
 def test_it_compiles_in_one_graph():

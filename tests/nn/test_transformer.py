@@ -71,9 +71,15 @@ def test_row_without_a_real_token_is_not_nan():
     assert out.isfinite().all() and x.grad.isfinite().all()
 
 
+@pytest.fixture(params=[False, True], ids=["no bf16 units", "bf16 units"])
+def any_processor(request, monkeypatch):
+    """In bfloat16 attention goes another way on each kind of CPU."""
+    monkeypatch.setattr("mmssl.nn.transformer.MULTIPLIES_BF16", request.param)
+
+
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_of_packed_heads(masked):
-    """Against the formula, one head and one sample at a time; bfloat16 goes another way on a CPU."""
+def test_attention_of_packed_heads(any_processor, masked):
+    """Against the formula, one head and one sample at a time."""
     qkv, mask = torch.randn(2, 21, 3, 4, 8), None
     exact, half = qkv.unbind(2), qkv.bfloat16().unbind(2)
     if masked:
@@ -90,7 +96,7 @@ def test_attention_of_packed_heads(masked):
             torch.testing.assert_close(short[b, :, 8 * h : 8 * h + 8], expected, atol=0.04, rtol=0.04)
 
 
-def test_both_ways_of_attention_have_the_same_gradient():
+def test_all_ways_of_attention_have_the_same_gradient(any_processor):
     x = torch.randn(2, 21, 3, 4, 8)
     grads = []
     for qkv in (x.clone().requires_grad_(), x.bfloat16().requires_grad_()):
@@ -99,7 +105,16 @@ def test_both_ways_of_attention_have_the_same_gradient():
     torch.testing.assert_close(*grads, atol=0.05, rtol=0.05)
 
 
-def test_a_batch_too_large_for_one_piece():
+def test_bfloat16_on_a_cpu_without_it_is_float32_rounded(monkeypatch):
+    monkeypatch.setattr("mmssl.nn.transformer.MULTIPLIES_BF16", False)
+    half = torch.randn(2, 21, 3, 4, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(*half.unbind(2))
+    assert torch.equal(out, attend(*half.float().unbind(2)).bfloat16())
+
+
+def test_a_batch_too_large_for_one_piece(monkeypatch):
+    monkeypatch.setattr("mmssl.nn.transformer.MULTIPLIES_BF16", True)
     qkv = torch.randn(5, 300, 3, 8, 4).bfloat16()  # 720,000 weights a sample: two samples at once
     alone = torch.cat([attend(*one.unbind(2)) for one in qkv.split(1)])
     assert torch.equal(attend(*qkv.unbind(2)), alone)

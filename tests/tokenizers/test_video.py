@@ -47,9 +47,9 @@ def test_order_is_time_row_column_channel():
 
 def test_patches_of_single_frames():
     tok, x = tokenizer(), torch.randn(2, 2, 3, 8, 12)
-    patches = tok.patchify(x, tubelet=1)
+    patches = tok.cut(x, tubelet=1).mT.flatten(-2)  # channel fastest
     assert patches.shape == (2, 24, 24) and torch.equal(tok.unpatchify(patches), x)
-    assert torch.equal(patches[:, 12:], tok.patchify(x[:, 1:], tubelet=1))
+    assert torch.equal(patches[:, 12:], tok.cut(x[:, 1:], tubelet=1).mT.flatten(-2))
 
 
 def test_embedding_is_the_convolution_over_time_and_place():
