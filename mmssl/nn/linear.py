@@ -6,7 +6,7 @@ equal, but for the gradient of the weights, where oneDNN copies both operands in
 
 bfloat16 (autocast, or weights of that type): torch reaches oneDNN where the processor multiplies bfloat16, and falls
 back to loops where it does not: measured on Zen 3, 1.5 to 15 GFLOP/s. There the product is computed in float32 and only
-its result is rounded, which is never less exact.
+its result is rounded, which is never less exact and 5 to 50 times as fast.
 """
 
 import torch
@@ -52,13 +52,23 @@ def _in_bfloat16(x: Tensor, weight: Tensor) -> bool:
     return kinds == {torch.bfloat16}
 
 
-@torch.library.custom_op("mmssl::product", mutates_args=(), device_types="cpu")
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a (M, K) times b (N, K) transposed, plus bias (N,). An operator of its own, so that compilers leave it whole."""
+    """a (M, K) times b (N, K) transposed, plus bias (N,)."""
+    # The operator of our own takes a tenth of a millisecond a call, which only compilers need to pay.
+    return _whole_product(a, b, bias) if torch.compiler.is_compiling() else _onednn(a, b, bias)
+
+
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
 
-@_product.register_fake
+@torch.library.custom_op("mmssl::product", mutates_args=(), device_types="cpu")
+def _whole_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same as an operator of its own, so that compilers leave it whole."""
+    return _onednn(a, b, bias)
+
+
+@_whole_product.register_fake
 def _(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[0])
 

@@ -51,7 +51,7 @@ class SlowBlock(nn.Module):
 
 
 class SlowSTMAE(nn.Module):
-    """The whole model, one clip at a time, tokens in raster order, with the authors' parameters (class positions too)."""
+    """The whole model, one clip at a time, tokens in raster order, with the authors' parameters (class positions)."""
 
     def __init__(self, c: STMAEConfig):
         super().__init__()
