@@ -211,22 +211,6 @@ def test_sampler_and_explicit_masks_agree_and_rows_may_differ():
     assert total.item() == pytest.approx(sum(t.item() for t, _ in alone), rel=1e-5)
 
 
-@pytest.mark.parametrize("ragged", [False, True])
-def test_the_decoder_in_pieces_is_the_whole(monkeypatch, ragged):
-    model, batch = tiny(), clips(5) | {"index": torch.arange(5)}
-    masks = {"video": torch.arange(36)[None] >= torch.tensor([[5], [11], [35], [20], [5]])} if ragged else None
-    results = []
-    for piece in (mmssl.methods.masked._PIECE, 2 * 36 * 96):  # all five clips at once; 2, 2 and 1
-        monkeypatch.setattr(mmssl.methods.masked, "_PIECE", piece)
-        total, count = model(batch, masks)["loss"]
-        model.zero_grad()
-        (total / count).backward()
-        results.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
-        results[-1] |= {"total": total.detach(), "count": count}
-    assert len(list(model._pieces(batch, model._encode(batch, masks, None)))) == 3
-    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)
-
-
 def test_keys_decide_the_mask_bit_by_bit():
     model, batch = tiny(), clips()
     first = model(batch)["loss"][0]
