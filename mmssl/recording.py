@@ -166,7 +166,8 @@ def _run(plans: list[Recording], episodes: int, workers: int, version: int, say:
             plan.folder.close()
     except KeyboardInterrupt:
         progress.close()
-        say(f"Stopped: {kept + progress.episodes} finished episodes are kept; the same command goes on from there.")
+        there = sum(len(plan.folder.finished()) for plan in plans)  # on disk: a worker's last word may not have come
+        say(f"Stopped: {there} finished episodes are kept; the same command goes on from there.")
         raise
     except OSError as error:
         if error.errno != errno.ENOSPC and "No space left" not in str(error):  # HDF5 has only the words
