@@ -82,6 +82,19 @@ class Sizes:
         return ratio if int(self.dim * ratio) == self.hidden else math.nextafter(ratio, math.inf)
 
 
+def trunk_options(published: Published, sizes: Sizes) -> dict[str, Any]:
+    """The fields of `EncoderConfig` that are the same in every layout: its blocks, and what stands before and after."""
+    state, facts = published.state, published.facts
+    names = ("dim", "depth", "heads", "mlp_ratio", "qkv_bias")
+    return {name: getattr(sizes, name) for name in names} | {
+        "norm_eps": facts.norm_eps,
+        "gelu": facts.gelu,
+        "layer_scale": 1.0 if sizes.layer_scale else None,
+        "cls_token": "cls_token" in state,
+        "final_norm": "norm.weight" in state,
+    }
+
+
 def told_mask_ratio(arguments: dict[str, Any]) -> dict[str, float]:
     """The fact `mask_ratio`, where training arguments hold a possible one (CropMAE calls it masking_ratio)."""
     ratio = arguments.get("mask_ratio", arguments.get("masking_ratio"))

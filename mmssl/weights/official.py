@@ -25,6 +25,7 @@ from mmssl.weights.layout import (
     grid_of,
     require,
     told_mask_ratio,
+    trunk_options,
 )
 from mmssl.weights.naming import DECODER_PARTS, decoder_state, projection, trunk_state
 
@@ -67,16 +68,7 @@ def _encoder_config(published: Published, sizes: Sizes, modality: str) -> Encode
     fixed = sizes.dim % 4 == 0 and torch.allclose(table, sincos_2d(sizes.dim, grid), atol=1e-4)
     return EncoderConfig(
         tokenizers={modality: ImageTokenizerConfig("image", size, patch, channels, facts.mean, facts.std)},
-        dim=sizes.dim,
-        depth=sizes.depth,
-        heads=sizes.heads,
-        mlp_ratio=sizes.mlp_ratio,
-        qkv_bias=sizes.qkv_bias,
-        norm_eps=facts.norm_eps,
-        gelu=facts.gelu,
-        layer_scale=1.0 if sizes.layer_scale else None,
-        cls_token="cls_token" in state,
-        final_norm="norm.weight" in state,
+        **trunk_options(published, sizes),
         positions="sincos" if fixed else "learned",
     )
 

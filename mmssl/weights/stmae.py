@@ -23,7 +23,7 @@ from mmssl.methods.base import create_method
 from mmssl.methods.stmae import STMAE, STMAEConfig
 from mmssl.tokenizers.video import VideoTokenizerConfig
 from mmssl.weights.files import State
-from mmssl.weights.layout import Published, Sizes, decoder_sizes, encoder_sizes, told_mask_ratio
+from mmssl.weights.layout import Published, Sizes, decoder_sizes, encoder_sizes, told_mask_ratio, trunk_options
 from mmssl.weights.naming import decoder_state, join_qkv, projection, rename, trunk_state
 from mmssl.weights.videomae import clips_of
 
@@ -57,18 +57,10 @@ def build_encoder(published: Published, modality: str = "video") -> Encoder:
 
     Raises an `MmsslError` for what is missing, or has no place here.
     """
-    sizes, clips, facts = _sizes(published), _clips(published), published.facts
+    sizes, clips = _sizes(published), _clips(published)
     config = EncoderConfig(
         tokenizers={modality: clips},
-        dim=sizes.dim,
-        depth=sizes.depth,
-        heads=sizes.heads,
-        mlp_ratio=sizes.mlp_ratio,
-        qkv_bias=sizes.qkv_bias,
-        norm_eps=facts.norm_eps,
-        layer_scale=1.0 if sizes.layer_scale else None,
-        cls_token="cls_token" in published.state,
-        final_norm="norm.weight" in published.state,
+        **trunk_options(published, sizes),
         positions="separable",
     )
     encoder = Encoder(config)

@@ -18,7 +18,7 @@ from mmssl.methods.videomae import VideoMAE, VideoMAEConfig
 from mmssl.tokenizers.image import as_pair
 from mmssl.tokenizers.video import VideoTokenizerConfig
 from mmssl.weights.files import State
-from mmssl.weights.layout import Facts, Published, Sizes, decoder_sizes, encoder_sizes, told_mask_ratio
+from mmssl.weights.layout import Facts, Published, Sizes, decoder_sizes, encoder_sizes, told_mask_ratio, trunk_options
 from mmssl.weights.naming import decoder_state, projection, rename, trunk_state
 
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
@@ -64,16 +64,7 @@ def build_encoder(published: Published, modality: str = "video") -> Encoder:
     sizes, facts = encoder_sizes(published, tables=(), video=True), published.facts
     config = EncoderConfig(
         tokenizers={modality: clips_of(published, facts.frames or 16, _image_size(facts))},
-        dim=sizes.dim,
-        depth=sizes.depth,
-        heads=sizes.heads,
-        mlp_ratio=sizes.mlp_ratio,
-        qkv_bias=sizes.qkv_bias,
-        norm_eps=facts.norm_eps,
-        gelu=facts.gelu,
-        layer_scale=1.0 if sizes.layer_scale else None,
-        cls_token=False,
-        final_norm="norm.weight" in published.state,
+        **trunk_options(published, sizes),
         positions="sinusoid",
     )
     encoder = Encoder(config)
