@@ -20,6 +20,7 @@ $(VENV)/installed: pyproject.toml requirements.lock
 	"mmssl needs Python 3.11 or 3.12, found %s; name one with: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[all]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --no-deps tinysoundfont  # not pyaudio
 	touch $@
 
 clean:

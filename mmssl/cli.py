@@ -5,6 +5,7 @@ YAML first; every field of it can then be overridden with its dotted name (`--op
 """
 
 import dataclasses
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -127,10 +128,11 @@ def _run_recipe(verb: str, rest: list[str]) -> None:
 
 
 def override(config: Any, words: list[str], prog: str) -> Any:
-    """A recipe with the fields changed that `words` name: `--optim.base-lr 1e-3`, `--loop.compile True`.
+    """A recipe with the fields changed that `words` name: `--optim.base-lr 1e-3`, `--loop.epochs null`.
 
     A group of fields that is not set (`data.clip: null`) begins with its defaults where one of its fields is named.
     """
+    words = [re.sub(r"(^|=)null$", r"\1None", word) for word in words]  # as YAML and as Python say it
     for word in words:
         if word.startswith("--"):
             config = _begin(config, word[2:].partition("=")[0].replace("-", "_").split(".")[:-1])

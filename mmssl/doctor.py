@@ -134,7 +134,7 @@ def look_at_decoding() -> list[Finding]:
     has_video = any("error" not in found[name] for name in ("torchcodec", "av"))
     findings = []
     for name in names:
-        extra = "audio" if name in ("soundfile", "torchaudio") else "video"
+        extra = "" if name in ("soundfile", "torchaudio") else "video"  # sound needs what is required anyway
         if "error" not in found[name]:
             findings.append(Finding(name, "ok", found[name]["text"]))
         elif extra == "video" and has_video:

@@ -5,6 +5,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from mmssl.data.audio_sampling import AudioSampling
 from mmssl.data.clips import ClipSampling
 from mmssl.data.loading import Dataset, open_dataset
 from mmssl.data.skip_list import write_skip_list
@@ -23,7 +24,7 @@ def check_data(
         source: whatever `open_dataset` opens.
         workers: processes that decode; None takes one a core.
         limit: seconds that one file may take.
-        shortest: videos with fewer frames are bad too.
+        shortest: videos with fewer frames, or sounds with fewer samples, are bad too.
         skip_list: where to write; None takes a place beside the data, see `list_beside`.
 
     Returns:
@@ -37,7 +38,8 @@ def check_data(
     if not os.access(file.absolute().parent, os.W_OK):
         raise MmsslError(f"the skip list {file} cannot be written there; say where with --skip-list FILE.")
     found = vet(dataset, workers, limit, _say)
-    short = {name: f"too short: {_frames(n)}, {shortest} wanted" for name, n in found.good.items() if n < shortest}
+    count = _samples if dataset.audio is not None else _frames
+    short = {name: f"too short: {count(n)}, {shortest} wanted" for name, n in found.good.items() if n < shortest}
     bad = {**found.bad, **short}
     good = {name: n for name, n in found.good.items() if name not in short}
     print(_summary(dataset, Vetted(good, bad)))
@@ -62,6 +64,8 @@ def _summary(dataset: Dataset, found: Vetted) -> str:
     lines = [f"{dataset.name}: {total} files decoded whole, {len(found.good)} good, {len(found.bad)} bad"]
     if dataset.clip is not None and found.good:
         lines += _lengths(found.good)
+    if dataset.audio is not None and found.good:
+        lines += _durations(found.good, dataset.audio)
     for name, reason in list(found.bad.items())[:_SHOWN]:
         lines.append(f"  !!  {name}: {reason}")
     if len(found.bad) > _SHOWN:
@@ -81,6 +85,24 @@ def _lengths(good: dict[str, int]) -> list[str]:
     if len(short) > _SHOWN:
         lines.append(f"      and {len(short) - _SHOWN} more")
     return lines
+
+
+def _durations(good: dict[str, int], audio: AudioSampling) -> list[str]:
+    """How long the good sounds are, and how many are shorter than a sample of the default kind, which pads them."""
+    seconds = [n / audio.sample_rate for n in good.values()]
+    lines = [
+        f"      {min(seconds):.2f} to {max(seconds):.2f} s, half of them {statistics.median(seconds):.2f} s or more"
+    ]
+    if short := sum(n < audio.samples for n in good.values()):
+        ones = "1 good one is" if short == 1 else f"{short} good ones are"
+        lines.append(
+            f"  --  {ones} shorter than a sample of {audio.seconds:g} s, and padded unless audio.short says else"
+        )
+    return lines
+
+
+def _samples(n: int) -> str:
+    return f"{n} sample" + "s" * (n != 1)
 
 
 def _frames(n: int) -> str:

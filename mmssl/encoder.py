@@ -25,7 +25,7 @@ from mmssl.masking import ragged_index, visible_index
 from mmssl.nn.transformer import Block, BlockConfig, init_weights
 from mmssl.registry import TOKENIZERS
 from mmssl.tokenizers.base import Positions, Tokenizer, TokenizerConfig
-from mmssl.tokenizers.image import ImageTokenizerConfig, PixelTokenizer
+from mmssl.tokenizers.image import ImageTokenizerConfig
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (192, 12, 3),
@@ -35,6 +35,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "huge": (1280, 32, 16),
 }
 """Width, depth and heads of the named sizes: ViT-Ti, S, B, L and H."""
+
+
+_OF = {"image_size": "images or clips", "frames": "clips", "mel_bins": "sound"}  # what has these settings
 
 
 def _one_image() -> dict[str, TokenizerConfig]:
@@ -255,22 +258,36 @@ class Encoder(nn.Module):
         for name, tokenizer in self.tokenizers.items():
             tokenizer.check(self.require(batch, name))
 
-    def resize(self, image_size: int | tuple[int, int] | None = None, frames: int | None = None) -> "Encoder":
-        """Take images of another size (pixels), and clips of other sizes or lengths, from now on and in place.
+    def resize(
+        self,
+        image_size: int | tuple[int, int] | None = None,
+        frames: int | None = None,
+        mel_bins: int | None = None,
+    ) -> "Encoder":
+        """Take images of another size, clips of other sizes or lengths, sounds of other lengths, in place.
 
-        Position tables are interpolated, over places and over times; VideoMAE's sinusoid is made anew. Raises an
-        `MmsslError`, and changes nothing, where a patch size or a tubelet does not divide the new size.
+        Position tables are interpolated, over places and over times; VideoMAE's sinusoid is made anew. Those of sound
+        are cut, or continued where they are a formula (`mmssl.nn.positions.recut_positions`). Raises an `MmsslError`,
+        and changes nothing, where a patch size or a tubelet does not divide the new size.
+
+        Args:
+            image_size: height and width in pixels.
+            frames: frames of a clip, or of a spectrogram.
+            mel_bins: mel bins of a spectrogram.
         """
-        given = {k: v for k, v in (("image_size", image_size), ("frames", frames)) if v is not None}
-        pixels = {n: t for n, t in self.tokenizers.items() if isinstance(t, PixelTokenizer)}
-        if frames is not None and not any(hasattr(t.config, "frames") for t in pixels.values()):
-            raise MmsslError(f"this encoder reads {list(self.modalities)} and no clips; leave out frames.")
-        changed = {
-            name: replace(t.config, **{k: v for k, v in given.items() if hasattr(t.config, k)})
-            for name, t in pixels.items()
-        }
-        for name, tokenizer in pixels.items():
-            tokenizer.resize(changed[name])
+        given = {"image_size": image_size, "frames": frames, "mel_bins": mel_bins}
+        given = {name: value for name, value in given.items() if value is not None}
+        configs = {name: tokenizer.config for name, tokenizer in self.tokenizers.items()}
+        for setting in given:
+            if not any(hasattr(config, setting) for config in configs.values()):
+                lacks = _OF[setting]
+                raise MmsslError(f"this encoder reads {list(self.modalities)} and no {lacks}; leave out {setting}.")
+        changed = {}
+        for name, config in configs.items():
+            wanted = {setting: value for setting, value in given.items() if hasattr(config, setting)}
+            changed |= {name: replace(config, **wanted)} if wanted else {}
+        for name, config in changed.items():
+            self.tokenizers[name].resize(config)
         self.config = replace(self.config, tokenizers={**self.config.tokenizers, **changed})
         return self
 

@@ -63,6 +63,7 @@ def test_list_shows_recipes_and_methods(capsys):
 def test_a_group_that_is_null_is_filled_where_one_of_its_fields_is_named():
     config = load_config(PretrainConfig, find_resource("configs", "mae/pretrain_tiny_demo"))
     assert config.data.clip is None and cli.override(config, ["--loop.compile", "True"], "x").data.clip is None
+    assert cli.override(config, ["--loop.epochs", "null", "--data.target=null"], "x").loop.epochs is None
     changed = cli.override(config, ["--data.clip.how", "pair", "--data.clip.frames=2", "--loop.compile", "True"], "x")
     assert changed.data.clip == ClipSampling(how="pair", frames=2) and changed.loop.compile
     again = cli.override(changed, ["--data.clip.gap", "3", "9"], "x")

@@ -33,6 +33,8 @@ def test_the_published_recipes_are_there():
     wanted |= {f"videomae/{job}_{s}_kinetics400" for job in ("pretrain", "finetune") for s in VIDEO_SIZES}
     wanted |= {f"videomae/{job}_base_{data}" for job in ("pretrain", "finetune") for data in ("ssv2", "ucf101")}
     wanted |= {f"siammae/pretrain_small_kinetics400{epochs}" for epochs in ("", "-2000ep")}
+    wanted |= {f"audiomae/finetune_base_{data}" for data in ("audioset", "audioset-20k", "esc50", "speechcommands")}
+    wanted |= {"audiomae/pretrain_base_audioset", "audiomae/pretrain_large_audioset", "audiomae/pretrain_tiny_sounds"}
     wanted |= {"stmae/pretrain_large_kinetics400", "stmae/finetune_large_kinetics400", "mae/pretrain_tiny_demo"}
     assert wanted <= set(RECIPES)
 
@@ -116,6 +118,40 @@ def test_published_figures_of_video(name, peak, epochs, repeats, stride):
         assert config.data.augmentation.crop_scales == (1, 0.875, 0.75, 0.66) and config.data.augmentation.hflip == 0
     elif name.startswith("siammae"):
         assert clip.how == "pair" and clip.gap == (4, 48) and config.method.mask_ratio == 0.95
+
+
+@pytest.mark.parametrize(
+    ("data", "peak", "epochs", "warmup", "frames", "drop", "mix", "bands"),
+    [
+        ("audioset", 2e-4, 100, 10, 1024, (0.2, 0.2), 0.5, (48, 192)),
+        ("audioset-20k", 1.25e-4, 60, 4, 1024, (0.2, 0.2), 0.5, (48, 192)),
+        ("esc50", 2.5e-4, 50, 5, 512, None, 0.0, (24, 96)),
+        ("speechcommands", 1e-3, 60, 4, 128, None, 0.5, (48, 48)),
+    ],
+)
+def test_published_figures_of_sound(data, peak, epochs, warmup, frames, drop, mix, bands):
+    config = load(f"audiomae/finetune_base_{data}")
+    schedule = config.optim.schedule(config.loop.batch_size, 10**6, 100)
+    assert schedule.peak == pytest.approx(peak) and schedule.min_lr == 1e-6
+    assert (config.loop.epochs, config.optim.warmup_epochs, config.frames) == (epochs, warmup, frames)
+    assert (config.head.token_drop, config.head.wave_mix, config.head.spec_augment) == (drop, mix, bands)
+    assert config.optim.layer_decay == 0.75 and config.head.pooling == "mean" and not config.head.train_positions
+    assert (config.data.balance, config.data.epoch_samples) == ((True, 200000) if data == "audioset" else (False, None))
+    assert config.folds == ("all" if data == "esc50" else None)
+    assert config.head.loss == ("bce" if data == "speechcommands" else "task")
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_published_figures_of_audiomae(size):
+    config = load(f"audiomae/pretrain_{size}_audioset")
+    assert config.optim.schedule(config.loop.batch_size, 10**6, 100).peak == pytest.approx(4e-4)
+    assert (config.loop.epochs, config.optim.warmup_epochs, config.optim.weight_decay) == (33, 3, 1e-4)
+    assert config.optim.betas == (0.9, 0.95) and config.data.augmentation.gain_beta == 10
+    method = config.method
+    assert (method.size, method.mask, method.mask_ratio, method.norm_pix) == (size, "random", 0.8, True)
+    assert method.decoder_shape() == (512, 16, 16) and method.window_size() == (4, 4) and method.shift == (2, 0)
+    assert method.encoder_config().positions == "sincos_swapped"
+    assert config.data.audio.sample_rate == method.sample_rate and not config.data.augmentation.roll
 
 
 def test_any_field_is_overridden_by_its_dotted_name():

@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 
 from mmssl.errors import MmsslError
 from mmssl.keys import sample_keys
-from mmssl.masking import MASKS, BlockMask, GridMask, RandomMask, TubeMask, ragged_index, visible_index
+from mmssl.masking import (
+    MASKS,
+    BlockMask,
+    FrequencyMask,
+    GridMask,
+    RandomMask,
+    TimeFrequencyMask,
+    TimeMask,
+    TubeMask,
+    ragged_index,
+    visible_index,
+)
 
 IMAGE_MASKS = ["block", "grid", "random"]
 
@@ -85,6 +96,42 @@ def test_equal_draws_do_not_cut_a_tube(monkeypatch):
     monkeypatch.setattr("mmssl.masking.uniform", lambda keys, n, stream: torch.zeros(len(keys), n))
     mask = TubeMask(0.5)({"video": (3, 2, 2)}, keys(2))["video"].view(2, 3, 4)
     assert (mask == mask[:, :1]).all() and mask[0, 0].sum() == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 9), st.floats(0, 0.99), st.floats(0.01, 0.99), st.integers(-(2**40), 2**40))
+def test_times_and_frequencies_that_stay_are_rows_and_columns(times, pitches, time, frequency, seed):
+    sampler, grids = TimeFrequencyMask(time, frequency), {"a": (times, pitches), "b": (pitches, times)}
+    masks = sampler(grids, keys(4, seed))
+    for modality, (rows, columns) in grids.items():
+        mask = masks[modality]
+        kept = (int(rows * (1 - time)), int(columns * (1 - frequency)))
+        assert mask.dtype == torch.bool and mask.shape == (4, rows * columns)
+        assert sampler.visible(grids)[modality] == kept[0] * kept[1]
+        for one in ~mask.view(4, rows, columns):
+            assert torch.equal(one, one.any(1)[:, None] & one.any(0)[None])  # an intersection
+            assert one.sum() == kept[0] * kept[1]
+        assert torch.equal(mask, sampler(grids, keys(4, seed))[modality])
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(sampler(grids, keys(4, seed)[order])["a"], masks["a"][order])
+
+
+def test_times_and_frequencies_of_audiomae():
+    grids = {"audio": (64, 8)}
+    assert TimeFrequencyMask(0.2, 0.2).visible(grids) == {"audio": 306}  # fine-tuning
+    sampler = TimeFrequencyMask(0.7, 0.3)
+    assert sampler.visible(grids) == {"audio": 19 * 5}
+    kept = ~sampler(grids, keys(3000))["audio"].view(-1, 64, 8)
+    rows, columns = kept.any(2).float(), kept.any(1).float()
+    assert (rows.mean(0) - 19 / 64).abs().max() < 0.04 and (columns.mean(0) - 5 / 8).abs().max() < 0.04
+    assert torch.corrcoef(torch.cat([rows, columns], 1).T)[:64, 64:].abs().max() < 0.1  # two draws of their own
+    assert TimeMask(0.7).visible(grids) == {"audio": 19 * 8} and FrequencyMask(0.3).visible(grids) == {"audio": 64 * 5}
+    assert TimeFrequencyMask(0.5).visible(grids) == {"audio": 32 * 4}
+    with pytest.raises(MmsslError, match=r"times and frequencies, got \(8, 14, 14\)"):
+        sampler({"video": (8, 14, 14)}, keys(2))
+    for time, frequency in ((0, 0), (0.2, 1.0), (-0.1, 0.5), (float("nan"), 0.5)):
+        with pytest.raises(MmsslError, match="not both 0, got time"):
+            TimeFrequencyMask(time, frequency)
 
 
 def test_modalities_get_masks_of_their_own():

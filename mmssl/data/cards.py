@@ -8,6 +8,7 @@ from typing import Literal
 
 from mmssl import paths
 from mmssl.config import load_config
+from mmssl.data.audio_sampling import AudioSampling
 from mmssl.errors import MmsslError
 
 Task = Literal["single_label", "multi_label", "regression"]
@@ -15,7 +16,7 @@ Task = Literal["single_label", "multi_label", "regression"]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per-channel mean and standard deviation of the pixels in 0..1 (or null where unknown)."""
+    """Per-channel mean and standard deviation of the pixels in 0..1, or of sound's raw log-mel values."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -28,19 +29,22 @@ class DatasetCard:
     Args:
         name: what reports call it.
         modality: the batch key of its main input.
-        kind: how it is read: "image_folder", "video_folder", "frame_folder", "video_list", "huggingface" or "recorded".
+        kind: how it is read: "image_folder", "video_folder", "frame_folder", "video_list", "audio_folder",
+            "audio_list", "huggingface" or "recorded".
         layout: the files and folders as they lie on disk, in words.
         how_to_get: the steps that bring it here.
         licence: licence of the data.
         path: where it lies, relative to the card; `~` and `${VARIABLE}` are filled in.
-        lists: for lists of videos: split name -> its list, below `path`.
-        root: for lists of videos: what their paths are relative to, below `path`; null for each list's own folder.
+        lists: for lists of videos or sounds: split name -> its list, below `path`.
+        root: for lists: what their paths are relative to, below `path`; null for each list's own folder.
+        class_list: for lists of sounds: the file that names and orders the classes, below `path`; null for none.
+        audio: for sounds: which stretch of each makes a sample, where nothing else is asked for.
         tasks: for recorded data: the tasks, each "suite/task", joined in this order.
         task: what its default label means; null for none.
         target: its default label, where there are several.
         classes: class names in label order, where they are not simply the sorted folder names.
         splits: split name -> where or which part it is, in words.
-        statistics: of the pixels.
+        statistics: of the pixels, or of sound's raw log-mel values.
         crop_fraction: evaluation crop; null for the kind's own default.
     """
 
@@ -53,6 +57,8 @@ class DatasetCard:
     path: str | None = None
     lists: dict[str, str] | None = None
     root: str | None = None
+    class_list: str | None = None
+    audio: AudioSampling | None = None
     tasks: tuple[str, ...] = ()
     task: Task | None = None
     target: str | None = None

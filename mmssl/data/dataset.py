@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.data.audio_sampling import AudioSampling
 from mmssl.data.clips import ClipSampling
 from mmssl.data.crops import Geometry
 from mmssl.data.decode import UNREADABLE
@@ -90,13 +91,21 @@ class Dataset:
         geometry: how a picture becomes a fixed-size array.
         bad: the unreadable samples so far.
         clip: how the frames of its clips are chosen; None for images.
-        views: places of each video, one after the other: clips x crops at test time, else 1.
+        audio: which stretch of a sound makes a sample; None for pictures.
+        views: places of each video or sound, one after the other: clips x crops at test time, else 1.
+        folds: number of parts for k-fold evaluation, of which `DataConfig.fold` chooses one; None for data without.
+        balance: training draws samples so that classes are equally frequent, see `Loader`.
+        epoch_samples: samples of one epoch of training; None for as many as there are.
         announce: called with its place before a sample is read; a worker process is watched through it.
     """
 
     modality = "image"
     clip: ClipSampling | None = None
+    audio: AudioSampling | None = None
     views = 1
+    folds: int | None = None
+    balance = False
+    epoch_samples: int | None = None
     announce: Callable[[int], None] = staticmethod(lambda place: None)
 
     def __init__(self, name: str, geometry: Geometry, max_bad: float = 0.01):
@@ -266,13 +275,29 @@ class Dataset:
             self._target_labels = self.labels()
         return self._target_labels
 
+    def label_pairs(self) -> tuple[Tensor, Tensor]:
+        """(place, class id), int64 both, of every label of every sample, for the default target or the first one.
+
+        Raises:
+            MmsslError: no labels, or numbers that are no classes.
+        """
+        target = self.target or next(iter(self.targets), None)
+        labels = self.labels(target)
+        if labels.dim() == 1 and not labels.is_floating_point():
+            return torch.arange(len(labels)), labels
+        if labels.dim() != 2 or not bool(((labels == 0) | (labels == 1)).all()):
+            raise MmsslError(f"the target {target!r} of dataset {self.name!r} is no class; choose one with classes.")
+        return labels.nonzero(as_tuple=True)
+
     def subset(self, indices: Sequence[int] | Tensor) -> "Subset":
         """The samples at `indices`, renumbered from 0, with their labels and groups."""
         return Subset(self, torch.as_tensor(indices, dtype=torch.int64))
 
 
 def stack_planes(batch: Tensor, key: str) -> Tensor:
-    """Pictures (..., H, W, 3), depth (..., H, W) or ids (..., H, W) in the layout of the batch contract."""
+    """Pictures (..., H, W, 3), depth (..., H, W) or ids (..., H, W) in the layout of the batch contract, or sound."""
+    if key.startswith("audio"):
+        return batch  # (B, 1, S)
     if key.startswith("depth"):
         return batch.float().unsqueeze(-3)  # (..., 1, H, W)
     if key.startswith("segmentation"):
@@ -291,7 +316,8 @@ class Subset(Dataset):
         self.modality, self.task, self.target = parent.modality, parent.task, parent.target
         self.targets, self.classes = parent.targets, parent.classes
         self.groups = None if parent.groups is None else parent.groups[places]
-        self.clip, self.views = parent.clip, parent.views
+        self.clip, self.audio, self.views, self.folds = parent.clip, parent.audio, parent.views, parent.folds
+        self.balance, self.epoch_samples = parent.balance, parent.epoch_samples
 
     def __len__(self) -> int:
         return len(self.places)

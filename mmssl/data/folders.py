@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmssl.data import decode, video
+from mmssl.data import audio, decode, video
 from mmssl.errors import MmsslError
 
 if TYPE_CHECKING:
     from mmssl.data.cards import DatasetCard
     from mmssl.data.loading import DataConfig
 
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
-_TEST_NAMES = ("val", "valid", "validation", "test", "testing")
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation")
+_TEST_NAMES = ("val", "valid", "validation", "test", "testing", "eval", "evaluation")
 Found = list[tuple[str, str | None]]  # (path, class name or None)
 
 
@@ -90,6 +90,7 @@ class FileKind:
 
 IMAGES = FileKind("image", frozenset(decode.EXTENSIONS))
 VIDEOS = FileKind("video", frozenset(video.EXTENSIONS))
+SOUNDS = FileKind("sound", frozenset(audio.EXTENSIONS))
 
 
 def split_folders(root: Path) -> dict[str, Path]:

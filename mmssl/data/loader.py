@@ -1,7 +1,8 @@
 """Batches in an order that is a pure function of the seed and the epoch.
 
-The order does not depend on the number of workers or processes: a global batch is cut from one permutation, and each
-process takes its share of every global batch. So a run can go on from any batch, and 8 workers give what none give.
+The order does not depend on the number of workers or processes: a global batch is cut from one order of all samples,
+and each process takes its share of every global batch. So a run can go on from any batch, and 8 workers give what none
+give.
 """
 
 from collections.abc import Iterator
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from mmssl.data.dataset import Dataset
+from mmssl.data.label_sets import balanced_weights
 from mmssl.data.transforms import Augmentation
 from mmssl.data.workers import WorkerPool
 from mmssl.errors import MmsslError
 from mmssl.keys import random_bits, sample_keys
 
-_ORDER_STREAM = 2000
+_ORDER_STREAM, _BALANCE_STREAM = 2000, 2001
 
 
 class Loader:
@@ -27,7 +29,11 @@ class Loader:
         seed: of the order and of every draw.
         augmentation: what is drawn for each sample; None gives the evaluation geometry.
         workers: reading processes; 0 reads in this one. They stay alive between epochs.
-        shuffle: a new order each epoch; False keeps the dataset's own.
+        shuffle: a new order each epoch; False keeps the dataset's own, each sample once.
+        balance: draw with replacement, so that classes are equally frequent: a sample's weight is the sum over its
+            labels of 1 / (samples with that label). None: as the dataset was opened.
+        epoch_samples: samples of one epoch, fewer or more than there are; None: as the dataset was opened. Without
+            `balance` epochs follow one another through the whole data, and every sample comes equally often.
         drop_last: leave out the last, smaller batch.
         repeats: rows that each sample gets in a batch, each with its own draws (repeated sampling).
         rank: number of this process.
@@ -55,6 +61,8 @@ class Loader:
         world: int = 1,
         pin_memory: bool | None = None,
         timeout: float | None = 60.0,
+        balance: bool | None = None,
+        epoch_samples: int | None = None,
     ):
         if batch_size < 1 or repeats < 1 or batch_size % repeats:
             raise MmsslError(f"batch_size must be a positive multiple of repeats ({repeats}), got {batch_size}.")
@@ -65,30 +73,50 @@ class Loader:
         self.rank, self.world, self.timeout = rank, world, timeout
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._pool: WorkerPool | None = None
+        balance = dataset.balance if balance is None else balance
+        self._weights = _cumulative_weights(dataset) if balance and shuffle else None
+        self.samples = (epoch_samples or dataset.epoch_samples or len(dataset)) if shuffle else len(dataset)
         if len(self) == 0:
             raise MmsslError(
-                f"dataset {dataset.name!r} has {len(dataset)} samples, fewer than one batch of "
+                f"dataset {dataset.name!r} has {self.samples} samples, fewer than one batch of "
                 f"{batch_size * world // repeats}; take a smaller batch_size or more data."
             )
 
     def __len__(self) -> int:
         """Batches of one epoch of this process."""
-        rows, whole = len(self.dataset) * self.repeats, self.batch_size * self.world
+        rows, whole = self.samples * self.repeats, self.batch_size * self.world
         return rows // whole if self.drop_last else -(-rows // whole)
 
     def order(self, epoch: int) -> Tensor:
-        """int64 (N,): the places of all samples in the order in which this epoch visits them."""
-        places = torch.arange(len(self.dataset))
+        """int64 (N,): the places of the samples in the order in which this epoch visits them."""
         if not self.shuffle:
-            return places
-        noise = random_bits(sample_keys(self.seed, epoch, 0, places), 1, _ORDER_STREAM)[:, 0]
+            return torch.arange(len(self.dataset))
+        if self._weights is not None:
+            return self._balanced_order(epoch)
+        # One permutation after the other, without end, of which every epoch takes its stretch.
+        size, begin = len(self.dataset), epoch * self.samples
+        first, last = begin // size, (begin + self.samples - 1) // size
+        through = torch.cat([self._permutation(number) for number in range(first, last + 1)])
+        return through[begin - first * size :][: self.samples]
+
+    def _permutation(self, number: int) -> Tensor:
+        places = torch.arange(len(self.dataset))
+        noise = random_bits(sample_keys(self.seed, number, 0, places), 1, _ORDER_STREAM)[:, 0]
         return noise.argsort(stable=True)
+
+    def _balanced_order(self, epoch: int) -> Tensor:
+        """Each place drawn by itself: a uniform number of 53 bits, looked up in the sums of the weights."""
+        draws = sample_keys(self.seed, epoch, 0, torch.arange(self.samples))
+        bits = random_bits(draws, 1, _BALANCE_STREAM)[:, 0] >> 11 & (1 << 53) - 1
+        wanted = bits.double() * 2.0**-53 * self._weights[-1]
+        return torch.searchsorted(self._weights, wanted, right=True).clamp(max=len(self.dataset) - 1)
 
     def plan(self, epoch: int, start: int = 0) -> list[tuple[Tensor, Tensor]]:
         """(index, keys) of every batch of this process from batch `start` on."""
-        index = self.order(epoch).repeat_interleave(self.repeats)
-        repeat = torch.arange(self.repeats).repeat(len(self.dataset))
-        keys = sample_keys(self.seed, epoch, repeat, index)
+        order = self.order(epoch)
+        index = order.repeat_interleave(self.repeats)
+        again = _occurrence(order).repeat_interleave(self.repeats) * self.repeats
+        keys = sample_keys(self.seed, epoch, again + torch.arange(self.repeats).repeat(len(order)), index)
         whole, work = self.batch_size * self.world, []
         for batch in range(start, len(self)):
             rows = slice(batch * whole, (batch + 1) * whole)
@@ -126,6 +154,25 @@ class Loader:
         if self._pool is not None:
             self._pool.close()
         self._pool = None
+
+
+def _occurrence(order: Tensor) -> Tensor:
+    """int64 (N,): how often each place has come before, so that its draws are new ones every time."""
+    at = order.argsort(stable=True)
+    ordered = order[at]
+    fresh = torch.ones_like(ordered, dtype=torch.bool)
+    fresh[1:] = ordered[1:] != ordered[:-1]
+    places = torch.arange(len(order))
+    since = torch.where(fresh, places, 0).cummax(0).values
+    return torch.empty_like(order).scatter_(0, at, places - since)
+
+
+def _cumulative_weights(dataset: Dataset) -> Tensor:
+    """float64 (N,): running sums of the weights that make classes equally frequent."""
+    sums = balanced_weights(*dataset.label_pairs(), len(dataset)).cumsum(0)
+    if len(sums) == 0 or sums[-1] == 0:
+        raise MmsslError(f"no sample of dataset {dataset.name!r} has a label, so that nothing can be balanced.")
+    return sums
 
 
 class _Reader:

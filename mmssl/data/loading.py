@@ -10,9 +10,11 @@ from typing import Literal
 
 from mmssl import paths
 from mmssl.data import cards
+from mmssl.data.audio_sampling import AudioSampling
+from mmssl.data.audio_tables import lists_sounds
 from mmssl.data.clips import ClipSampling
 from mmssl.data.dataset import Dataset
-from mmssl.data.folders import IMAGES, VIDEOS
+from mmssl.data.folders import IMAGES, SOUNDS, VIDEOS
 from mmssl.data.loader import Loader
 from mmssl.data.skip_list import follow_skip_list
 from mmssl.data.transforms import Augmentation
@@ -35,7 +37,10 @@ class DataConfig:
         image_size: height and width of what comes out; null keeps the size on disk.
         clip: which frames make a clip; null for images, and for files of videos the default of `ClipSampling`. With it
             a recording gives clips, and a folder of folders of pictures is read as videos.
-        views: every clip and crop of test time (`clip.test_clips` x `clip.test_crops`) as a sample of its own.
+        audio: which stretch of a sound makes a sample; null for what the card says, or the defaults of `AudioSampling`.
+            With it a folder of videos is read for their sound tracks.
+        views: every clip and crop of test time (`clip.test_clips` x `clip.test_crops`, or `audio.test_clips`) as a
+            sample of its own.
         camera: recorded data: which camera; null takes the first.
         cameras: recorded clips: several cameras at once, each under its own key `video/<camera>`.
         target: which label comes with each sample ("class", "task", "state", ...); "none" for no label.
@@ -49,6 +54,10 @@ class DataConfig:
         extras: recorded data: "depth" and "segmentation" beside the image.
         drop_constant: leave out the dimensions of a state that never change.
         test_every: every how manieth episode (or file, where a folder has no splits) is held out.
+        fold: data in folds: the number, from 1, of the one that is the test part; null for the last one.
+        balance: training draws classes equally often, with replacement: a sample's weight is the sum over its labels of
+            1 / (samples with that label).
+        epoch_samples: samples of one epoch of training; null for as many as there are.
         augmentation: what is drawn for each sample in training.
     """
 
@@ -56,6 +65,7 @@ class DataConfig:
     split: str = "train"
     image_size: tuple[int, int] | None = None
     clip: ClipSampling | None = None
+    audio: AudioSampling | None = None
     views: bool = False
     camera: str | None = None
     cameras: tuple[str, ...] = ()
@@ -68,6 +78,9 @@ class DataConfig:
     extras: tuple[Literal["depth", "segmentation"], ...] = ()
     drop_constant: bool = True
     test_every: int = 5
+    fold: int | None = None
+    balance: bool = False
+    epoch_samples: int | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self):
@@ -79,6 +92,8 @@ class DataConfig:
             raise MmsslError(f"crop_fraction must lie in (0, 1], got {self.crop_fraction!r}.")
         if self.camera is not None and self.cameras:
             raise MmsslError(f"give camera ({self.camera}) or cameras ({', '.join(self.cameras)}), not both.")
+        if self.epoch_samples is not None and self.epoch_samples < 1:
+            raise MmsslError(f"epoch_samples must be 1 or more, got {self.epoch_samples}.")
         if self.test_every < 2:
             raise MmsslError(f"test_every must be at least 2, got {self.test_every!r}.")
 
@@ -90,6 +105,7 @@ class DataConfig:
                 "no data was given: set data.source (or --data) to a dataset card, a folder or a recording."
             )
         dataset = _open(config)
+        dataset.balance, dataset.epoch_samples = config.balance, config.epoch_samples
         if config.skip_list is not None:
             follow_skip_list(dataset, Path(config.skip_list).expanduser())
         return dataset
@@ -98,16 +114,16 @@ class DataConfig:
 def open_dataset(
     source: str | Path | Sequence[str | Path], *, image_size: int | tuple[int, int] | None = None, **fields
 ) -> Dataset:
-    """Open images, videos or recordings; the kind is recognised.
+    """Open images, videos, sounds or recordings; the kind is recognised.
 
     Args:
-        source: a card's name or file, a folder, a list of videos, a Minari id, a Hugging Face folder; or a sequence of
-            them, joined.
+        source: a card's name or file, a folder, a list of videos or sounds, a Minari id, a Hugging Face folder; or a
+            sequence of them, joined.
         image_size: (height, width) or one number for both; None keeps the size on disk.
         **fields: any other field of `DataConfig`, e.g. split="test", target="state", camera="corner", cache="memory".
 
     Raises:
-        MmsslError: nothing there, an empty folder, no image or video in it, an unknown split, target, camera or field.
+        MmsslError: nothing there, an empty folder, nothing to read in it, an unknown split, target, camera or field.
     """
     known = [f.name for f in dataclasses.fields(DataConfig)]
     for name in fields:
@@ -119,7 +135,7 @@ def open_dataset(
 
 
 def _open(config: DataConfig) -> Dataset:
-    found = [_locate(source, config.clip is not None) for source in config.source]
+    found = [_locate(source, config.clip is not None, config.audio is not None) for source in config.source]
     kinds = sorted({kind for kind, _, _ in found})
     if len(kinds) > 1:
         raise MmsslError(
@@ -134,25 +150,29 @@ def _open(config: DataConfig) -> Dataset:
             crop_fraction=card.crop_fraction if config.crop_fraction is None else config.crop_fraction,
         )
     dataset = DATASETS.get(kinds[0])(folders, config, card)
+    if config.audio is not None and dataset.audio is None:
+        raise MmsslError(f"dataset {dataset.name!r} holds no sound; set audio to null.")
+    if config.fold is not None and dataset.folds is None:
+        raise MmsslError(f"dataset {dataset.name!r} comes in no folds; set fold to null.")
     if config.clip is not None and dataset.clip is None:
         raise MmsslError(f"dataset {dataset.name!r} holds images, of which no clip can be made; set clip to null.")
     return dataset
 
 
-def _locate(source: str, clips: bool) -> tuple[str, list[Path], cards.DatasetCard | None]:
-    """(kind, folders, card or None) of one source; `clips`: whether clips are asked for."""
+def _locate(source: str, clips: bool, audio: bool) -> tuple[str, list[Path], cards.DatasetCard | None]:
+    """(kind, folders, card or None) of one source; `clips`, `audio`: whether clips or sounds are asked for."""
     path = Path(source).expanduser()
     if path.is_dir():
-        return recognise(path, clips)
+        return recognise(path, clips, audio)
     if path.suffix in (".yaml", ".yml") or source in paths.list_resources("data"):
         card, file = cards.load_card(path if path.is_file() else source)
         return card.kind, cards.card_sources(card, file), card
-    if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
-        return "video_list", [path], None
+    if path.suffix.lower() in (*LIST_SUFFIXES, ".json") and path.is_file():
+        return "audio_list" if audio or lists_sounds(path) else "video_list", [path], None
     if path.exists():
         raise MmsslError(
-            f"{source} is a file; give a folder, a dataset card (.yaml), a list of videos ({' '.join(LIST_SUFFIXES)}) "
-            "or the id of a recording."
+            f"{source} is a file; give a folder, a dataset card (.yaml), a list of videos or sounds "
+            f"({' '.join((*LIST_SUFFIXES, '.json'))}) or the id of a recording."
         )
     if re.search(r"-v\d+$", source) or source.count("/") == 1:
         return "recorded", [cards.recording_folder(source)], None
@@ -162,8 +182,11 @@ def _locate(source: str, clips: bool) -> tuple[str, list[Path], cards.DatasetCar
     )
 
 
-def recognise(folder: Path, clips: bool = False) -> tuple[str, list[Path], None]:
-    """(kind, folders, None) of a folder, by what lies in it. With `clips` pictures are the frames of videos."""
+def recognise(folder: Path, clips: bool = False, audio: bool = False) -> tuple[str, list[Path], None]:
+    """(kind, folders, None) of a folder, by what lies in it.
+
+    With `clips` pictures are the frames of videos; with `audio` videos are read for their sound.
+    """
     if is_recording(folder):
         return "recorded", [folder], None
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
@@ -173,18 +196,25 @@ def recognise(folder: Path, clips: bool = False) -> tuple[str, list[Path], None]
     below = sorted(p.parent.parent for p in folder.glob("**/data/main_data.hdf5"))
     if below:
         return "recorded", below, None
-    media = first_media(folder)
+    if (folder / "meta" / "esc50.csv").is_file():
+        return "audio_list", [folder / "meta" / "esc50.csv"], None
+    media = "audio" if audio else first_media(folder)
     if media == "image" and clips:
         return "frame_folder", [folder], None
-    return "video_folder" if media == "video" else "image_folder", [folder], None
+    return f"{media or 'image'}_folder", [folder], None
 
 
 def first_media(folder: Path) -> str | None:
-    """ "video" or "image", by the first folder at or below this one that holds any; a video there outweighs images."""
+    """ "video", "audio" or "image", by the first folder at or below this one that holds any.
+
+    There a video outweighs sounds, and a sound outweighs images.
+    """
     for _, names, files in os.walk(folder, followlinks=True):
         names[:] = sorted(name for name in names if not name.startswith("."))
         if any(VIDEOS.matches(file) for file in files):
             return "video"
+        if any(SOUNDS.matches(file) for file in files):
+            return "audio"
         if any(IMAGES.matches(file) for file in files):
             return "image"
     return None

@@ -1,16 +1,12 @@
 """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of a batch, each sample by its own key."""
 
-import functools
-
 import torch
-from scipy.stats import beta
 from torch import Tensor
 
+from mmssl.data.beta import beta_draw
 from mmssl.data.transforms import MIX_STREAM, is_picture
 from mmssl.errors import MmsslError
 from mmssl.keys import uniform
-
-_TABLE = 4097  # points of the inverse distribution function
 
 
 class Mix:
@@ -54,7 +50,7 @@ class Mix:
             raise MmsslError("mixup and cutmix need one class id a sample (task: single_label).")
         on, which, u, down, across = uniform(keys, 5, MIX_STREAM).unbind(1)  # (B,) each
         mixed, cut = on < self.prob, which < self.switch
-        weight = torch.where(cut, _beta(u, self.cutmix), _beta(u, self.mixup))
+        weight = torch.where(cut, beta_draw(u, self.cutmix), beta_draw(u, self.mixup))
         pictures = {key: x for key, x in batch.items() if is_picture(key)}
         sizes = {tuple(x.shape[-2:]) for x in pictures.values()}
         if len(sizes) != 1:
@@ -92,18 +88,3 @@ def _box(weight: Tensor, down: Tensor, across: Tensor, size: tuple[int, int]) ->
     return ((rows - down[:, None]).abs() < half[:, None])[:, :, None] & (
         (columns - across[:, None]).abs() < half[:, None]
     )[:, None, :]
-
-
-def _beta(u: Tensor, alpha: float) -> Tensor:
-    """Beta(alpha, alpha) from uniform draws (B,), through a table of the inverse distribution function."""
-    if alpha == 0:
-        return torch.ones_like(u)
-    table = _inverse_beta(alpha).to(u.device)
-    place = u * (_TABLE - 1)
-    low = place.long().clamp(max=_TABLE - 2)
-    return torch.lerp(table[low], table[low + 1], place - low)
-
-
-@functools.lru_cache(maxsize=8)
-def _inverse_beta(alpha: float) -> Tensor:
-    return torch.tensor(beta.ppf(torch.linspace(0, 1, _TABLE, dtype=torch.float64).numpy(), alpha, alpha)).float()

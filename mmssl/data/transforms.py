@@ -12,11 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmssl.data.audio_augment import augment_sound
 from mmssl.errors import MmsslError
 from mmssl.keys import mix, uniform
 
 # Streams of `keys.uniform`. Masks use 0 and up; augmentation begins at 1000, so that the two never share a draw.
 CROP_STREAM, FLIP_STREAM, COLOUR_STREAM, ERASE_STREAM, MIX_STREAM, CLIP_STREAM = range(1000, 1006)
+AUDIO_STREAM, GAIN_STREAM, SPEC_STREAM = range(1006, 1009)
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow and torchvision
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -45,6 +47,10 @@ class Augmentation:
         rand_augment: magnitude of RandAugment (Cubuk et al. 2019), 0 for none; MAE fine-tunes with 9.
         rand_augment_ops: operations a sample, each applied with probability 0.5.
         rand_augment_std: standard deviation of the magnitude.
+        gain: sound: lowest and highest factor of a waveform; null for none.
+        gain_beta: sound: alpha of a factor drawn from Beta(alpha, alpha) + 0.5, 0 for none; Audio-MAE's option has 10.
+        roll: sound: a waveform is shifted in a circle by any share of its length. (In the authors' code the shift is
+            always 0.)
     """
 
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
@@ -64,6 +70,9 @@ class Augmentation:
     rand_augment: float = 0.0
     rand_augment_ops: int = 2
     rand_augment_std: float = 0.5
+    gain: tuple[float, float] | None = None
+    gain_beta: float = 0.0
+    roll: bool = False
 
     def __post_init__(self):
         for name in ("hflip", "color_prob", "grayscale", "erase"):
@@ -72,7 +81,11 @@ class Augmentation:
             _within(name, getattr(self, name), 0.0, 1.0)
         _within("hue", self.hue, 0.0, 0.5)
         _within("rand_augment", self.rand_augment, 0.0, 10.0)
-        for name, ceiling in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("erase_scale", 1.0)):
+        ceilings = {"crop_scale": 1.0, "crop_ratio": math.inf, "erase_scale": 1.0, "gain": math.inf}
+        if self.gain is not None and self.gain_beta:
+            raise MmsslError(f"gain {tuple(self.gain)} and gain_beta {self.gain_beta:g} are two ways; give one.")
+        _within("gain_beta", self.gain_beta, 0.0, math.inf)
+        for name, ceiling in ceilings.items():
             pair = getattr(self, name)
             if pair is not None and not 0 < pair[0] <= pair[1] <= ceiling:
                 raise MmsslError(f"{name} must be two increasing numbers in (0, {ceiling:g}], got {tuple(pair)}.")
@@ -97,21 +110,23 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 
 class BatchAugment:
-    """Flip, colour and erase a batch on its device, each sample by its own key.
+    """Flip, colour and erase a batch on its device, or make its sound louder and shift it, each sample by its own key.
 
     `augment(batch, keys)` takes {"image": uint8 (B, 3, H, W), "video": (B, T, 3, H, W), ...} and int64 keys (B,) and
-    gives a new dict of the same shapes and dtypes. Depth and segmentation are flipped with their image; the frames of a
-    clip, and all cameras of a sample, share their parameters.
+    gives a new dict of the same shapes and dtypes; `audio` is float32 (B, 1, S). Depth and segmentation
+    are flipped with their image; the frames of a clip, and all cameras of a sample, share their parameters.
     """
 
     def __init__(self, augmentation: Augmentation):
         self.augmentation = augmentation
 
     def __call__(self, batch: dict[str, Tensor], keys: Tensor) -> dict[str, Tensor]:
-        batch = self._flip(batch, keys)
+        a, batch = self.augmentation, self._flip(batch, keys)
         for key in batch:
             if is_picture(key):
                 batch[key] = self._colour_and_erase(batch[key], keys)
+            elif is_sound(key) and (a.gain is not None or a.gain_beta or a.roll):
+                batch[key] = augment_sound(batch[key], uniform(keys, 2, GAIN_STREAM), a)
         return batch
 
     def _flip(self, batch: dict[str, Tensor], keys: Tensor) -> dict[str, Tensor]:
@@ -137,6 +152,11 @@ class BatchAugment:
 def is_picture(key: str) -> bool:
     """Whether a batch key holds pictures: `image`, `video`, or one camera of either."""
     return key.split("/")[0] in ("image", "video")
+
+
+def is_sound(key: str) -> bool:
+    """Whether a batch key holds waveforms: `audio`, or one microphone of it."""
+    return key.split("/")[0] == "audio"
 
 
 def colour(clip: Tensor, keys: Tensor, a: Augmentation) -> Tensor:

@@ -95,7 +95,6 @@ class VideoFiles(ClipDataset):
         for start in range(0, n, _AT_ONCE):
             read(path, lambda facts, start=start: [range(start, min(start + _AT_ONCE, facts.frames))])
         return n
-        return n
 
     def _look(self) -> None:
         """Stop before any work where no video is there, or where all that are looked at are too short."""

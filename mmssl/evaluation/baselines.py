@@ -1,4 +1,4 @@
-"""What a score is compared with: the same encoder with random weights, and the raw pixels."""
+"""What a score is compared with: the same encoder with random weights, and the raw pixels or spectrograms."""
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from mmssl.encoder import Features
 from mmssl.errors import MmsslError
 from mmssl.evaluation.frames import FrameEncoder
+from mmssl.tokenizers.audio import AudioTokenizer
+from mmssl.training.sounds import audio_tokenizer
 
 
 def random_like(encoder: nn.Module, seed: int = 0) -> nn.Module:
@@ -18,6 +20,17 @@ def random_like(encoder: nn.Module, seed: int = 0) -> nn.Module:
         fresh = type(encoder)(encoder.config)
     device = next(iter(encoder.state_dict().values())).device
     return fresh.to(device).requires_grad_(False).eval()
+
+
+def raw_inputs(encoder: nn.Module, modality: str) -> dict[str, nn.Module]:
+    """What stands in the place of features where nothing is learned before the probe, by the name that tables show.
+
+    Of pictures and clips their pixels; of sound the statistics of the encoder's spectrogram, and the spectrogram.
+    """
+    tokenizer = audio_tokenizer(encoder)
+    if tokenizer is None or modality != tokenizer.modality:
+        return {"pixels": PixelEncoder(modality)}
+    return {"logmel": LogMelStatistics(tokenizer), "spectrogram": SpectrogramEncoder(tokenizer)}
 
 
 class PixelEncoder(nn.Module):
@@ -67,3 +80,56 @@ class PixelEncoder(nn.Module):
         if size != list(frames.shape[2:]):
             frames = F.interpolate(frames, size=size, mode="area" if factor < 1 else "bilinear")
         return frames, (size[0] // p, size[1] // p)
+
+
+class SpectrogramEncoder(PixelEncoder):
+    """The log-mel spectrogram itself as a picture, where it is larger shrunk to at most 64 frames or mel bins.
+
+    Args:
+        tokenizer: what makes the spectrogram, with its length, its mel bins and its statistics.
+    """
+
+    def __init__(self, tokenizer: AudioTokenizer, patch_size: int = 8, max_side: int = 64):
+        super().__init__(tokenizer.modality, patch_size, max_side)
+        self.tokenizer = tokenizer
+
+    def forward(self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None) -> Features:
+        """Waveforms (B, 1, S) or raw log-mel (B, 1, T, M) -> `Features` with tokens (B, N, values)."""
+        return super().forward({self.modality: self.tokenizer.prepare(_sound(batch, self.modality))})
+
+
+class LogMelStatistics(nn.Module):
+    """Mean and standard deviation over time of each mel bin: what a sound is made of, without any order in time.
+
+    The one token of a sound is (2 M,): M means, then M standard deviations, of the normalised spectrogram. Frames of
+    padding do not count.
+
+    Args:
+        tokenizer: what makes the spectrogram.
+    """
+
+    pooling = "flat"
+    without_positions = True
+
+    def __init__(self, tokenizer: AudioTokenizer):
+        super().__init__()
+        self.modality, self.tokenizer = tokenizer.modality, tokenizer
+
+    def forward(self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None) -> Features:
+        """Waveforms (B, 1, S) or raw log-mel (B, 1, T, M) -> `Features` with tokens (B, 1, 2 M)."""
+        raw = self.tokenizer.spectrogram(_sound(batch, self.modality))[:, 0]  # (B, T, M)
+        real = (raw != 0).any(-1) if self.tokenizer.config.pad == "fbank" else torch.ones_like(raw[..., 0]).bool()
+        real[:, 0] = True
+        weight = real[..., None] / real.sum(1)[:, None, None]  # (B, T, 1)
+        levels = self.tokenizer.prepare(raw[:, None])[:, 0]
+        mean = (weight * levels).sum(1, keepdim=True)  # (B, 1, M)
+        spread = (weight * (levels - mean).square()).sum(1, keepdim=True).sqrt()
+        tokens = torch.cat([mean, spread], -1)
+        index = torch.zeros(len(tokens), 1, dtype=torch.int64, device=tokens.device)
+        return Features(tokens, index, torch.ones_like(index, dtype=torch.bool), None, {self.modality: (1, 1)})
+
+
+def _sound(batch: dict[str, Tensor], modality: str) -> Tensor:
+    if modality not in batch:
+        raise MmsslError(f"the batch lacks {modality!r}; it has {', '.join(batch)}.")
+    return batch[modality]

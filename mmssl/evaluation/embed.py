@@ -37,12 +37,13 @@ def embed(
         weights: a run folder, an exported folder, a published checkpoint, or a hub or timm name.
         data: what to embed: a card's name, a folder, or recorded datasets.
         out: the file to write.
-        pooling: mean, cls, max, grid4 (patch tokens averaged to 4x4 cells, those of a clip over time too), flat, or
-            tokens (N x tokens x D).
+        pooling: mean, cls, max, grid4 (patch tokens averaged to 4x4 cells, those of a clip over time too), bands (of
+            sound: each band of frequencies averaged over time), flat, or tokens (N x tokens x D).
         split: train, test or all.
         target: which label goes along, e.g. task or state.
         camera: which camera of a recorded dataset.
-        clip: how clips are sampled, e.g. how=dense frames=8 stride=2, or none; by default as the run did, or dense.
+        clip: how clips are sampled, e.g. how=dense frames=8 stride=2, or none; of sound e.g. seconds=5; by default as
+            the run did, or dense, or as long as the encoder reads.
         batch_size: images, or frames of clips, in one pass.
         workers: processes that read images or clips.
         device: auto, cpu, cuda or mps.

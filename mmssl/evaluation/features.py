@@ -14,14 +14,14 @@ from mmssl.errors import MmsslError, unknown_name
 from mmssl.evaluation.selection import few
 from mmssl.evaluation.views import videos_of
 
-POOLINGS = ("mean", "cls", "max", "grid2", "grid4", "grid8", "flat")
+POOLINGS = ("mean", "cls", "max", "grid2", "grid4", "grid8", "bands", "flat")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatorConfig:
     """What every evaluator can be told. Each adds its own fields in a subclass."""
 
-    pooling: str = "mean"  # of patch tokens, see `pool`: mean | cls | max | grid2, grid4, grid8 | flat
+    pooling: str = "mean"  # of patch tokens, see `pool`: mean | cls | max | grid2, grid4, grid8 | bands | flat
     labels_per_class: int | None = None  # few-label probe: labels for each class of a single_label target
     labels: int | None = None  # few-label probe: labels in all, for any target
     draws: int = 1  # random draws of the few labels; the score is their mean, its spread their standard deviation
@@ -62,14 +62,19 @@ def pool(features: Any, how: str) -> Tensor:
 
     Args:
         how: "mean" and "max" of all patch tokens (of a clip: over space and time); "cls", the cls token; "grid2",
-            "grid4", "grid8": the means of K x K cells, joined (of a clip: each over the whole time); "flat": every
-            token, joined.
+            "grid4", "grid8": the means of K x K cells, joined (of a clip: each over the whole time; of sound: cells of
+            time and frequency); "bands": of sound, the mean over time of each band of frequencies, joined (Niizumi et
+            al. 2022, arXiv 2204.12260); "flat": every token, joined.
 
     Raises:
         MmsslError: an unknown name, a cls token that the encoder lacks, or a grid of tokens that are no lattice.
     """
     if how == "flat":
         return features.tokens.flatten(1)  # (B, N * D)
+    if how == "bands":
+        if list(features.grid) != ["audio"]:
+            raise MmsslError(f"pooling 'bands' is for sound, and these are features of {', '.join(features.grid)}.")
+        return features.map().mean(1).flatten(1)  # (B, T', M', D) -> (B, M' * D)
     if how.startswith("grid") and how in POOLINGS:
         cells = int(how.removeprefix("grid"))
         maps = features.map()

@@ -5,6 +5,7 @@ weights and from random ones alike.
 """
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from mmssl.data.vetting import vet_once
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, labels_of, over_draws
+from mmssl.evaluation.finetune_audio import set_to_sound, sound_tokenizer
 from mmssl.evaluation.finetune_model import FinetuneModel, HeadConfig, build_model, mixer
+from mmssl.evaluation.folds import Folds, fold_numbers, through_folds
 from mmssl.evaluation.frames import fit_to, frames_of
 from mmssl.evaluation.metrics import score
-from mmssl.evaluation.scores import table, to_scores, write_scores
+from mmssl.evaluation.scores import Score, table, to_scores, write_scores
 from mmssl.evaluation.sources import image_size_of
 from mmssl.evaluation.views import label_of_views
 from mmssl.paths import runs_dir
@@ -45,6 +48,17 @@ class FinetuneConfig:
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     init: str | None = None
     """weights to start from, anything that `mmssl.load` reads; `--init` on the command line wins"""
+    frames: int | None = None
+    """sound: frames of the spectrogram that the encoder is set to; null for those of the data's clips"""
+    statistics: tuple[float, float] | None = None
+    """sound: mean and standard deviation of the data's raw log-mel values; null keeps the tokenizer's"""
+    folds: Folds | None = None
+    """data in folds: all, or the numbers of those that are tested one after the other, each by what was learned from
+    the rest; each has a run folder of its own below the run"""
+
+    def __post_init__(self) -> None:
+        if self.folds is not None and self.data.fold is not None:
+            raise MmsslError(f"give folds or data.fold ({self.data.fold}), not both; set the other one to null.")
 
 
 def finetune(config: FinetuneConfig, run: Path | None = None, overwrite: bool = False, init: str | None = None) -> Path:
@@ -61,16 +75,43 @@ def finetune(config: FinetuneConfig, run: Path | None = None, overwrite: bool = 
         raise MmsslError("fine-tuning starts from weights: give --init a run, a folder, a file or a name.")
     config = dataclasses.replace(config, init=str(source))
     encoder = load(source, image_size=config.data.image_size)
-    config = dataclasses.replace(config, data=with_clips_for(encoder, config.data))
-    train, test = open_parts(config.data, image_size_of(encoder))
-    model = build_model(fit_to(encoder, train), train, config.head, config.loop.seed)
+    data = with_clips_for(encoder, config.data)
+    data = set_to_sound(encoder, data, config.frames, config.statistics)
+    config = dataclasses.replace(config, data=data)
     folder = RunFolder(run or runs_dir() / "finetune")
+    if config.folds is None:
+        _tune(encoder, config, folder, overwrite)
+    else:
+        _tune_folds(encoder, config, folder, overwrite)
+    return folder.path
+
+
+def _tune_folds(encoder: Encoder, config: FinetuneConfig, folder: RunFolder, overwrite: bool) -> None:
+    """One run a fold, in `fold-1`, `fold-2` ... below the run folder, whose scores.json gets all of their scores."""
+    whole = config.data.open(image_size=_image_size_of(encoder))
+    numbers = fold_numbers(config.folds, whole)
+
+    def tune_fold(number: int) -> list[Score]:
+        say(f"fold {number} of {whole.folds}: in {folder.path / f'fold-{number}'}.")
+        part = dataclasses.replace(config, folds=None, data=dataclasses.replace(config.data, fold=number))
+        return _tune(encoder, part, RunFolder(folder.path / f"fold-{number}"), overwrite)
+
+    with folder.lock():
+        folder.start(overwrite)
+        save_config(config, folder.config)
+        rows = through_folds(numbers, whole.folds, tune_fold, partial(write_scores, folder.path))
+    print(table(rows))
+
+
+def _tune(encoder: Encoder, config: FinetuneConfig, folder: RunFolder, overwrite: bool) -> list[Score]:
+    """Train and score in one run folder; the given encoder is not changed."""
+    train, test = open_parts(config.data, _image_size_of(encoder))
+    model = build_model(fit_to(encoder, train), train, config.head, config.loop.seed)
     with folder.lock():
         folder.start(overwrite)
         save_config(config, folder.config)
         if config.data.vet:
             vet_once(train, folder.skipped, config.loop.workers or None, say, is_main_process())
-        transform = mixer(config.head, model.head.fc.out_features)
         result = fit(
             model,
             train,
@@ -78,12 +119,16 @@ def finetune(config: FinetuneConfig, run: Path | None = None, overwrite: bool = 
             config.optim,
             config.data.augmentation,
             folder,
-            transform=transform,
+            transform=mixer(config.head, model.head.fc.out_features, train.task, model.encoder),
             label="finetune",
         )
         result.leave()
-        _finish(folder, model, test, config, train.target or "label")
-    return folder.path
+        return _finish(folder, model, test, config, train.target or "label")
+
+
+def _image_size_of(encoder: Encoder) -> tuple[int, int] | None:
+    """(H, W) of the pictures that an encoder takes, None for one of sound."""
+    return None if sound_tokenizer(encoder) is not None else image_size_of(encoder)
 
 
 def with_clips_for(encoder: Encoder, data: DataConfig) -> DataConfig:
@@ -98,14 +143,18 @@ def with_clips_for(encoder: Encoder, data: DataConfig) -> DataConfig:
     return data
 
 
-def open_parts(data: DataConfig, image_size: tuple[int, int]) -> tuple[Dataset, Dataset]:
-    """Training part, and test part with all clips x crops that the clip sampling names."""
-    several = data.clip is not None and data.clip.test_clips * data.clip.test_crops > 1
+def open_parts(data: DataConfig, image_size: tuple[int, int] | None) -> tuple[Dataset, Dataset]:
+    """Training part, and test part with all views of a video or sound that its sampling names."""
+    views = 1
+    if data.clip is not None:
+        views = data.clip.test_clips * data.clip.test_crops
+    if data.audio is not None:
+        views = data.audio.test_clips
     train = data.open(split="train", image_size=image_size, views=False)
-    return train, data.open(split="test", image_size=image_size, views=several)
+    return train, data.open(split="test", image_size=image_size, views=views > 1)
 
 
-def _finish(folder: RunFolder, model: FinetuneModel, test: Any, config: FinetuneConfig, target: str) -> None:
+def _finish(folder: RunFolder, model: FinetuneModel, test: Any, config: FinetuneConfig, target: str) -> list[Score]:
     """Score on the test split; write scores.json and export/ (the encoder, and the head beside it)."""
     predictions, labels = model.predict(test, config.loop.batch_size, config.loop.workers)
     found = score(model.task, predictions, labels)
@@ -115,6 +164,7 @@ def _finish(folder: RunFolder, model: FinetuneModel, test: Any, config: Finetune
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if not k.startswith("encoder.")}
     save_file(state, folder.export / "head.safetensors")
     print(table(rows))
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)

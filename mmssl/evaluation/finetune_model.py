@@ -6,19 +6,22 @@ attends to them.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mmssl.data.audio_mixing import WaveformMix
 from mmssl.data.mixing import Mix
+from mmssl.data.spec_augment import SpecAugment
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import Splits, device_of, groups_of, in_order, labels_of
+from mmssl.evaluation.finetune_audio import SoundTransform, sound_tokenizer
 from mmssl.evaluation.fitting import TargetScaler, linear_probe_head
 from mmssl.evaluation.frames import FrameEncoder, clip_key, encode_frames
 from mmssl.evaluation.views import average_views
+from mmssl.masking import TimeFrequencyMask
 from mmssl.nn.heads import AttentiveHead, LinearHead
 
 
@@ -49,6 +52,19 @@ class HeadConfig:
     """share of cutmix where both are on"""
     label_smoothing: float = 0.0
     """MAE's is .1 (single_label only)"""
+    loss: Literal["task", "bce"] = "task"
+    """task: cross-entropy for single_label, binary cross-entropy for multi_label, squared error for regression; bce:
+    binary cross-entropy of each class for single_label too (Audio-MAE on SpeechCommands)"""
+    token_drop: tuple[float, float] | None = None
+    """sound: share of the times and of the frequencies whose tokens are left out in training, drawn for each sample;
+    Audio-MAE's is [.2, .2], which keeps 51 x 6 of 64 x 8"""
+    wave_mix: float = 0.0
+    """sound: share of the samples whose waveform is mixed with another; Audio-MAE's is .5 (not for regression)"""
+    wave_mix_alpha: float = 10.0
+    """parameter of the Beta distribution of that mix"""
+    spec_augment: tuple[int, int] | None = None
+    """sound: mel bins and frames of the two bands that are blanked in training, these numbers excluded; Audio-MAE's are
+    [48, 192]"""
 
     def __post_init__(self) -> None:
         for name in ("drop_path", "label_smoothing", "dropout"):
@@ -56,6 +72,23 @@ class HeadConfig:
                 raise MmsslError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
         if min(self.mixup, self.cutmix) < 0:
             raise MmsslError(f"mixup and cutmix must be 0 or more, got {self.mixup} and {self.cutmix}.")
+        if not 0 <= self.wave_mix <= 1 or not self.wave_mix_alpha > 0:
+            raise MmsslError(
+                f"wave_mix must lie in [0, 1] and wave_mix_alpha above 0, got {self.wave_mix} and "
+                f"{self.wave_mix_alpha}."
+            )
+        if self.token_drop is not None:
+            TimeFrequencyMask(*self.token_drop)  # says what is wrong with it
+
+    @property
+    def mixes_pictures(self) -> bool:
+        """Whether mixup or cutmix is on."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def hears(self) -> list[str]:
+        """The settings in use that are for sound."""
+        return [name for name in ("token_drop", "wave_mix", "spec_augment") if getattr(self, name)]
 
 
 class FinetuneModel(nn.Module):
@@ -75,16 +108,25 @@ class FinetuneModel(nn.Module):
         encoder = encoder.encoder if self.by_frame else encoder
         self.encoder = _adapt(encoder, config, final_norm=encoder.config.final_norm and not own_norm)
         self.head = _head(encoder, outputs, task, config)
-        mixes = config.mixup > 0 or config.cutmix > 0
-        self.scaler = TargetScaler(task, labels, 0.0 if mixes else config.label_smoothing)
+        smoothing = 0.0 if config.mixes_pictures else config.label_smoothing
+        self.scaler = TargetScaler(task, labels, smoothing, bce=config.loss == "bce")
+        self.drop = None if config.token_drop is None else _token_drop(self.encoder, config.token_drop)
 
-    def output(self, batch: dict[str, Tensor]) -> Tensor:
-        """Raw head outputs (B, K)."""
+    def output(self, batch: dict[str, Tensor], keys: Tensor | None = None) -> Tensor:
+        """Raw head outputs (B, K). In training, tokens are dropped by `keys` (B,) where the head is told to."""
+        dropped = self._dropped(keys) if self.training and self.drop is not None else {}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
-            features = encode_frames(self.encoder, batch) if self.by_frame else self.encoder(batch)
+            features = encode_frames(self.encoder, batch) if self.by_frame else self.encoder(batch, **dropped)
         if self.config.pooling == "attentive":
             return self.head(features.tokens, features.valid)
         return self.head(features.pooled(self.config.pooling))
+
+    def _dropped(self, keys: Tensor | None) -> dict[str, Any]:
+        """The masks of the tokens to leave out, and how many stay, as the encoder takes them."""
+        if keys is None:
+            raise MmsslError("token_drop draws what it leaves out from keys: give the model the batch's keys.")
+        grids = self.encoder.grids
+        return {"masks": self.drop(grids, keys), "visible": self.drop.visible(grids)}
 
     def check(self, batch: dict[str, Tensor]) -> None:
         """Raise an `MmsslError` for anything wrong with a batch, its values included; called on the first sample."""
@@ -100,8 +142,8 @@ class FinetuneModel(nn.Module):
     def forward(
         self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None, keys: Tensor | None = None
     ) -> dict[str, Any]:
-        """Loss (sum, count) over a batch with `label`; `masks` and `keys` are not used."""
-        losses = self.scaler.losses(self.output(batch).float(), batch["label"])
+        """Loss (sum, count) over a batch with `label`; `keys` draw the tokens to drop, `masks` are not used."""
+        losses = self.scaler.losses(self.output(batch, keys).float(), batch["label"])
         return {"loss": (losses.sum(), torch.full_like(losses.sum(), len(losses)))}
 
     @torch.no_grad()
@@ -140,6 +182,17 @@ def _is_position(name: str) -> bool:
     return name.rpartition(".")[2].startswith("pos_embed")
 
 
+def _token_drop(encoder: Encoder, shares: tuple[float, float]) -> TimeFrequencyMask:
+    """The sampler of the tokens to leave out of this encoder's sound; an `MmsslError` where none would be left."""
+    sampler = TimeFrequencyMask(*shares)
+    for name, left in sampler.visible(encoder.grids).items():
+        if left == 0:
+            raise MmsslError(
+                f"token_drop {list(shares)} leaves no token of the lattice {encoder.grids[name]}; lower it."
+            )
+    return sampler
+
+
 def _adapt(encoder: Encoder, config: HeadConfig, final_norm: bool) -> Encoder:
     """A copy with drop path, trainable or frozen, its final norm gone if the head brings its own."""
     drop_path = 0.0 if config.freeze else config.drop_path
@@ -166,16 +219,39 @@ def build_model(encoder: Encoder, train: Any, config: HeadConfig, seed: int) -> 
     labels = labels_of(train)
     if labels is None:
         raise MmsslError(f"the data {train.name!r} has no labels to fine-tune on: choose a target (data.target).")
-    if train.task != "single_label" and (config.mixup or config.cutmix or config.label_smoothing):
-        raise MmsslError(f"mixup, cutmix and label smoothing need a single_label target, and this one is {train.task}.")
+    _refuse(encoder, train.task, config)
     outputs = Splits(train, train).classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return FinetuneModel(encoder, train.task, outputs, labels, config)
 
 
-def mixer(config: HeadConfig, classes: int) -> Callable | None:
-    """The batch transform of mixup and cutmix, None if both are off."""
-    if config.mixup == 0 and config.cutmix == 0:
+def _refuse(encoder: nn.Module, task: str, config: HeadConfig) -> None:
+    """An `MmsslError` where settings of the head do not fit the target or the encoder."""
+    if task != "single_label" and (config.mixes_pictures or config.label_smoothing):
+        raise MmsslError(f"mixup, cutmix and label smoothing need a single_label target, and this one is {task}.")
+    if task == "regression" and (config.wave_mix or config.loss == "bce"):
+        raise MmsslError("wave_mix and the loss bce need a target of classes, and this one is a regression.")
+    if config.loss == "bce" and config.label_smoothing:
+        raise MmsslError("label smoothing is for cross-entropy: set label_smoothing to 0, or loss to task.")
+    sound = sound_tokenizer(encoder) is not None
+    if config.hears and not sound:
+        raise MmsslError(f"{' and '.join(config.hears)} are for sound, and this encoder hears none: leave them out.")
+    if config.mixes_pictures and sound:
+        raise MmsslError("mixup and cutmix are for pictures; mix sounds with wave_mix.")
+
+
+def mixer(config: HeadConfig, classes: int, task: str = "single_label", encoder: nn.Module | None = None) -> Any:
+    """The batch transform of training, (batch, keys) -> batch, None if everything is off.
+
+    Args:
+        task: of the target; what a mix of sounds makes of its labels depends on it.
+        encoder: of sound: its tokenizer makes the spectrograms.
+    """
+    if config.mixes_pictures:
+        return Mix(classes, config.mixup, config.cutmix, config.mix_prob, config.mix_switch, config.label_smoothing)
+    if not (config.wave_mix or config.spec_augment):
         return None
-    return Mix(classes, config.mixup, config.cutmix, config.mix_prob, config.mix_switch, config.label_smoothing)
+    mix = WaveformMix(classes, config.wave_mix, config.wave_mix_alpha, task) if config.wave_mix else None
+    bands = SpecAugment(*config.spec_augment) if config.spec_augment else None
+    return SoundTransform(sound_tokenizer(encoder), mix, bands)

@@ -17,11 +17,12 @@ class TargetScaler(nn.Module):
     Args:
         labels: int64 (N,) or float32 (N, K), the training labels, whose statistics are kept.
         smoothing: label smoothing of the cross-entropy.
+        bce: binary cross-entropy of each class for single_label too.
     """
 
-    def __init__(self, task: str, labels: Tensor, smoothing: float = 0.0):
+    def __init__(self, task: str, labels: Tensor, smoothing: float = 0.0, bce: bool = False):
         super().__init__()
-        self.task, self.smoothing = task, smoothing
+        self.task, self.smoothing, self.bce = task, smoothing, bce or task == "multi_label"
         values = labels.float().reshape(len(labels), -1) if task == "regression" else torch.zeros(1, 1)
         mean, std = values.mean(0), values.std(0, unbiased=False)
         self.register_buffer("mean", mean)
@@ -29,10 +30,11 @@ class TargetScaler(nn.Module):
 
     def losses(self, output: Tensor, labels: Tensor) -> Tensor:
         """Loss of each sample (B,) for outputs (B, K); class labels may be ids (B,) or soft rows (B, K)."""
+        if self.bce and self.task != "regression":
+            rows = F.one_hot(labels, output.shape[1]) if labels.dim() == 1 else labels
+            return F.binary_cross_entropy_with_logits(output, rows.float(), reduction="none").mean(1)
         if self.task == "single_label":
             return F.cross_entropy(output, labels, reduction="none", label_smoothing=self.smoothing)
-        if self.task == "multi_label":
-            return F.binary_cross_entropy_with_logits(output, labels.float(), reduction="none").mean(1)
         scaled = (labels.float().reshape(len(labels), -1) - self.mean) / self.std
         return (output - scaled).square().mean(1)
 

@@ -96,7 +96,8 @@ def frames_of(encoder: nn.Module) -> int | None:
     """Frames of the clips that an encoder reads, None where it reads no clips (or clips of any length)."""
     if isinstance(encoder, FrameEncoder):
         return None
-    found = (getattr(tokenizer.config, "frames", None) for tokenizer in encoder.tokenizers.values())
+    clips = (t for name, t in encoder.tokenizers.items() if name.split("/")[0] != "audio")  # has frames of its own kind
+    found = (getattr(tokenizer.config, "frames", None) for tokenizer in clips)
     return next((frames for frames in found if frames is not None), None)
 
 
@@ -104,9 +105,12 @@ def fit_to(encoder: nn.Module, dataset: Any) -> nn.Module:
     """The encoder as the dataset needs it: itself, or a `FrameEncoder` where an image encoder is given clips.
 
     Raises:
-        MmsslError: a video encoder and images, or clips of another length than it reads.
+        MmsslError: a video encoder and images, an encoder of pictures and sounds, or clips of another length than it
+            reads.
     """
     reads, gives = encoder.modalities, dataset.modality
+    if gives == "audio" and gives not in reads:
+        raise MmsslError(f"this encoder reads {_listed(encoder)} and {dataset.name!r} gives sound; give it pictures.")
     if is_video(gives) and len(reads) == 1 and is_image(reads[0]):
         return FrameEncoder(encoder)
     if is_image(gives) and all(map(is_video, reads)):

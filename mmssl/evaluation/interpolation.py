@@ -42,10 +42,13 @@ def nearest(images: Tensor, visible: Tensor) -> Tensor:
     return paste(images, filled, visible)
 
 
-def gaussian(images: Tensor, visible: Tensor, sigma: float) -> Tensor:
-    """Normalised convolution (Knutsson and Westin 1993): the visible pixels' mean with Gaussian weights of distance."""
-    height, width = images.shape[2:]
-    down, across = _gaussian_matrix(height, sigma), _gaussian_matrix(width, sigma)
+def gaussian(images: Tensor, visible: Tensor, sigma: float | tuple[float, float]) -> Tensor:
+    """Normalised convolution (Knutsson and Westin 1993): the visible pixels' mean with Gaussian weights of distance.
+
+    `sigma` is in pixels, or one for each axis (down, across).
+    """
+    sigmas = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    down, across = (_gaussian_matrix(n, s) for n, s in zip(images.shape[2:], sigmas, strict=True))
     weight = down @ visible[:, None].to(images.dtype) @ across  # (B, 1, H, W)
     blurred = down @ torch.where(visible[:, None], images, 0) @ across
     filled = torch.where(weight > 1e-12, blurred / weight.clamp_min(1e-12), mean_color(images, visible))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, over_draws
-from mmssl.evaluation.metrics import METRIC, score
+from mmssl.evaluation.metrics import main_score
 from mmssl.evaluation.selection import folds
 from mmssl.evaluation.views import score_part
 from mmssl.registry import register_evaluator
@@ -59,7 +59,7 @@ def _judge(
     for fit_rows, held in folds(len(train), train.groups, classes, config.parts(len(train)), seed):
         fits = path(x[fit_rows], labels[fit_rows], data.task, data.classes, config.l2, config.max_steps)
         for i, model in enumerate(fits):
-            held_out[i] += score(data.task, model(x[held]).cpu(), train.labels[held])[METRIC[data.task]]
+            held_out[i] += main_score(data.task, model(x[held]).cpu(), train.labels[held])
     best = max(range(len(config.l2)), key=lambda i: (held_out[i], config.l2[i]))
     model = path(x, labels, data.task, data.classes, (config.l2[best],), config.max_steps)[0]
     return score_part(data.task, model(test.features.to(device)).cpu(), test, logits=True)

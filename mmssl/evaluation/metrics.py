@@ -1,6 +1,9 @@
 """Scores of predictions against labels; pure functions of tensors, all of them better when higher."""
 
+import math
+
 import torch
+from scipy.special import ndtri
 from torch import Tensor
 
 from mmssl.errors import MmsslError
@@ -59,10 +62,67 @@ def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
     return sum(found) / len(found)
 
 
+def roc_auc(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve for one class: the share of its (positive, negative) pairs that are in order.
+
+    A tie is half a pair, as in Mann and Whitney's U.
+
+    Args:
+        scores: (N,).
+        positive: bool (N,), with at least one True and one False.
+    """
+    negatives, hits = scores[~positive].double().sort().values, scores[positive].double()
+    less = torch.searchsorted(negatives, hits, right=False)  # negatives below each positive
+    at_most = torch.searchsorted(negatives, hits, right=True)
+    return (less + at_most).sum().item() / 2 / (len(hits) * len(negatives))
+
+
+def mean_auc(scores: Tensor, labels: Tensor) -> float:
+    """Mean area under the ROC curve (mAUC) over the classes of (N, C) that have a positive and a negative row."""
+    labels = labels.to(scores.device) > 0.5
+    mixed = (labels.any(0) & ~labels.all(0)).nonzero()[:, 0].tolist()
+    if not mixed:
+        raise MmsslError("no class has a positive and a negative sample in the test split, so the AUC says nothing.")
+    return sum(roc_auc(scores[:, c], labels[:, c]) for c in mixed) / len(mixed)
+
+
+def d_prime(auc: float) -> float:
+    """Distance of two normal distributions of unit variance with this AUC: sqrt(2) times its normal quantile.
+
+    AudioSet's third score (Hershey et al. 2017, arXiv 1609.09430): 0 by chance; infinite for an AUC of 0 or 1.
+    """
+    return math.sqrt(2) * float(ndtri(auc))
+
+
+def label_scores(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """AudioSet's three scores of (N, C) against (N, C): "map", "auc" (mAUC) and "dprime" (d' of mAUC).
+
+    For d' an mAUC of exactly 1 or 0 counts as half a pair less or more, so that the number stays finite (Macmillan and
+    Kaplan 1985). "auc" and "dprime" are left out where no class has both a positive and a negative row.
+    """
+    found = {"map": mean_average_precision(scores, labels)}
+    positives = (labels > 0.5).sum(0)
+    pairs = (positives * (len(labels) - positives)).sum().item()
+    if pairs == 0:
+        return found
+    auc, half = mean_auc(scores, labels), 0.5 / pairs
+    return {**found, "auc": auc, "dprime": d_prime(min(max(auc, half), 1 - half))}
+
+
 def score(task: str, prediction: Tensor, labels: Tensor) -> dict[str, float]:
-    """The task's own metric: accuracy (single_label), map (multi_label) or r2 (regression)."""
+    """All scores of a task, its main one (`METRIC`) first.
+
+    single_label: accuracy; multi_label: map, auc and dprime (see `label_scores`); regression: r2.
+    """
+    if task == "multi_label":
+        return label_scores(prediction, labels)
+    return {METRIC[task]: main_score(task, prediction, labels)}
+
+
+def main_score(task: str, prediction: Tensor, labels: Tensor) -> float:
+    """The task's main score alone: accuracy (single_label), map (multi_label) or r2 (regression)."""
     metric = {"single_label": accuracy, "multi_label": mean_average_precision, "regression": r2}[task]
-    return {METRIC[task]: metric(prediction, labels)}
+    return metric(prediction, labels)
 
 
 def targets(task: str, labels: Tensor, classes: int) -> Tensor:

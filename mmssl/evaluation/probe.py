@@ -1,4 +1,4 @@
-"""`mmssl probe`: how good are frozen features, beside those of a random encoder and the raw pixels?"""
+"""`mmssl probe`: how good are frozen features, beside those of a random encoder and the raw pixels or spectrograms?"""
 
 import dataclasses
 import typing
@@ -13,14 +13,15 @@ from tqdm import tqdm
 
 from mmssl.config import from_dict
 from mmssl.errors import MmsslError, unknown_name
-from mmssl.evaluation.baselines import PixelEncoder, random_like
+from mmssl.evaluation.baselines import random_like, raw_inputs
 from mmssl.evaluation.clip_reconstruction import judge_clips
 from mmssl.evaluation.features import POOLINGS, EvaluatorConfig, Splits, device_of, mean_and_spread
 from mmssl.evaluation.frames import fit_to, is_video
 from mmssl.evaluation.pictures import feature_pictures, save_arrays
 from mmssl.evaluation.reconstruction import Reconstruction, judge_reconstruction
 from mmssl.evaluation.scores import Score, table, to_scores, write_scores
-from mmssl.evaluation.sources import DataChoice, choose_device, load_encoder, own_clip
+from mmssl.evaluation.sources import DataChoice, choose_device, load_encoder, own_audio, own_clip
+from mmssl.evaluation.spectrogram_reconstruction import judge_spectrograms
 from mmssl.evaluation.views import label_of_views
 from mmssl.registry import EVALUATORS
 from mmssl.weights.load import load_method
@@ -56,16 +57,16 @@ def probe(
         data: what to judge on: a card's name, a folder, or recorded datasets; by default the run's own data.
         target: which label to predict, e.g. task or state of a recorded dataset.
         evaluators: names, each perhaps with a pooling of its own: ridge:grid4 knn attentive logistic linear finetune.
-        pooling: for evaluators that name none: mean, cls, max, grid4 (tokens averaged to 4x4 cells, over time), flat.
+        pooling: for evaluators that name none: mean, cls, max, grid4 (tokens in 4x4 cells), bands (sound), flat.
         labels_per_class: few-label probe: so many labels for each class.
         labels: few-label probe: so many labels in all.
         draws: random draws of the few labels; mean and spread are shown.
         random_seeds: random encoders to compare with; mean and spread are shown.
-        pixels: compare with the raw pixels too.
+        pixels: compare with the raw pixels too; of sound with log-mel statistics and with the small spectrogram.
         reconstruction: for a run of a masked model, judge its reconstructions too, and save pictures.
         options: settings of evaluators, e.g. knn.k=[5,10] attentive.steps=500.
         camera: which camera of a recorded dataset.
-        clip: how clips are sampled, e.g. how=dense frames=8 stride=2 test_clips=5, or none; by default as the run did.
+        clip: how clips are sampled, e.g. how=dense frames=8 stride=2, or none; of sound seconds=5; as the run did.
         limit: at most so many samples of the training and of the test part, spread evenly.
         batch_size: images, or frames of clips, in one pass of the encoder; never changes the scores.
         workers: processes that read images or clips.
@@ -144,7 +145,7 @@ def judge(
     quiet: bool = False,
     keep: Callable[[Sequence[Score]], Any] | None = None,
 ) -> list[Score]:
-    """Put every question to the encoder, to random encoders of its shape, and to the raw pixels.
+    """Put every question to the encoder, to random encoders of its shape, and to the raw pixels or spectrograms.
 
     Args:
         random_seeds: number of random encoders; their mean and spread make one score.
@@ -155,8 +156,8 @@ def judge(
         raise MmsslError(f"random_seeds must be at least 1, got {random_seeds}.")
     target = splits.train.target or "label"
     contestants = {"pretrained": [encoder], "random": [random_like(encoder, seed) for seed in range(random_seeds)]}
-    if pixels:
-        contestants["pixels"] = [PixelEncoder(splits.train.modality).to(device_of(encoder))]
+    raw = raw_inputs(encoder, splits.train.modality) if pixels else {}
+    contestants |= {name: [model.to(device_of(encoder))] for name, model in raw.items()}
     rows: list[Score] = []
     bar = tqdm(total=len(questions) * len(contestants), disable=None if not quiet else True, unit="probe")
     for question in questions:
@@ -164,7 +165,7 @@ def judge(
         label = label_of_views(question.label, splits.test)
         for name, models in contestants.items():
             bar.set_description(f"{label}, {name}")
-            if name != "pixels" or getattr(evaluator, "takes_pixels", True):
+            if name not in raw or getattr(evaluator, "takes_pixels", True):
                 found = [evaluator(model, splits, question.config) for model in models]
                 joined = mean_and_spread([{k: v for k, v in f.items() if "/" not in k} for f in found])
                 answers += to_scores(label, target, name, found[0] if len(found) == 1 else joined)
@@ -187,30 +188,41 @@ def reconstruct_and_draw(
     try:
         method = load_method(run).to(choose_device(device)).eval()
         train, test = _as_in_training(run, choice, splits)
-        found = (judge_clips if is_video(train.modality) else judge_reconstruction)(method, train, test)
+        found = _judge_of(train.modality)(method, train, test)
     except MmsslError as error:  # a fine-tuned run, or a method that reconstructs nothing
         if not quiet:
             print(f"no reconstructions to judge: {error}")
         return
-    save_arrays(run, "reconstruction", found.pictures)
+    if found.pictures:
+        save_arrays(run, "reconstruction", found.pictures)
     write_scores(run, [], found.mse, found.explained)
     if not quiet:
-        print(reconstruction_table(found))
+        print(reconstruction_table(found, "dB squared" if _is_sound(test.modality) else "MSE in [0, 1]"))
+
+
+def _judge_of(modality: str) -> Callable[..., Reconstruction]:
+    if _is_sound(modality):
+        return judge_spectrograms
+    return judge_clips if is_video(modality) else judge_reconstruction
+
+
+def _is_sound(modality: str) -> bool:
+    return modality.split("/")[0] == "audio"
 
 
 def _as_in_training(run: Path, choice: DataChoice, splits: Splits) -> tuple[Any, Any]:
     """Both parts with the clips and cameras that the run learned from: a run of pairs is probed on images, say."""
-    clip = own_clip(run)
-    if clip == choice.clip and getattr(splits.test, "views", 1) == 1:
+    clip, audio = own_clip(run), own_audio(run) or choice.audio
+    if (clip, audio) == (choice.clip, choice.audio) and getattr(splits.test, "views", 1) == 1:
         return splits.train, splits.test
-    choice = dataclasses.replace(choice, clip=clip, several=True)
+    choice = dataclasses.replace(choice, clip=clip, audio=audio, several=True)
     return choice.part("train"), choice.part("test")
 
 
-def reconstruction_table(found: Reconstruction) -> str:
+def reconstruction_table(found: Reconstruction, unit: str = "MSE in [0, 1]") -> str:
     """Aligned text: the error of the model and of each baseline on masked patches."""
     width = max(map(len, found.mse))
-    lines = [f"{'masked patches':<{width}}  MSE in [0, 1]  variance explained (norm-pix)"]
+    lines = [f"{'masked patches':<{width}}  {unit:>13}  variance explained (norm-pix)"]
     for name, value in sorted(found.mse.items(), key=lambda item: item[1]):
         note = f"  = {found.best}" if name == "best_interpolation" else ""
         lines.append(f"{name:<{width}}  {value:13.6f}  {found.explained[name]:28.3f}{note}")

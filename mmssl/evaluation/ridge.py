@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, over_draws
-from mmssl.evaluation.metrics import METRIC, r2_per_dim, score, targets
+from mmssl.evaluation.metrics import main_score, r2_per_dim, targets
 from mmssl.evaluation.selection import folds
 from mmssl.evaluation.views import score_part
 from mmssl.registry import register_evaluator
@@ -76,7 +76,7 @@ def choose_alpha(train: FeatureSet, x: Tensor, values: Tensor, task: str, config
             gained = torch.stack([r2_per_dim(p, values[held]) for p in predicted]).nan_to_num(0.0)  # (A, K)
         else:
             labels = train.labels[held.cpu()]
-            gained = torch.tensor([[score(task, p.cpu(), labels)[METRIC[task]]] for p in predicted], device=x.device)
+            gained = torch.tensor([[main_score(task, p.cpu(), labels)] for p in predicted], device=x.device)
             gained = gained.expand(-1, values.shape[1])
         total = total + gained
     best = total.flip(0).argmax(0)  # of equal scores, the largest penalty

@@ -10,11 +10,16 @@ import yaml
 from torch import nn
 
 from mmssl.config import from_dict, read_yaml, to_dict
+from mmssl.data.audio_sampling import AudioSampling
+from mmssl.data.cards import load_card
 from mmssl.data.clips import ClipSampling
 from mmssl.data.loading import DataConfig, open_dataset
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.evaluation.features import Splits
+from mmssl.evaluation.finetune_audio import set_to_sound
 from mmssl.evaluation.frames import check_frames, frames_of
+from mmssl.paths import list_resources
+from mmssl.training.sounds import audio_tokenizer
 from mmssl.weights.load import load
 
 
@@ -59,6 +64,44 @@ def own_clip(source: str | Path) -> ClipSampling | None:
     return None if section is None else from_dict(ClipSampling, section, f"{source}: data.clip")
 
 
+def own_audio(source: str | Path) -> AudioSampling | None:
+    """How a run samples sounds, None for a run of pictures and for anything that is no run."""
+    section = own_data(source).get("audio")
+    return None if section is None else from_dict(AudioSampling, section, f"{source}: data.audio")
+
+
+def choose_audio(
+    source: str | Path, encoder: nn.Module, options: Sequence[str] = (), data: Sequence[str] = ()
+) -> AudioSampling:
+    """How the sounds that judge an encoder are sampled: as the card of the data says, else as its run did, else as long
+    as its spectrogram.
+
+    Where that is another length or rate than the encoder's, the encoder is set to it, in place, as fine-tuning does.
+
+    Args:
+        options: changes, e.g. ("seconds=5", "test_clips=3").
+        data: what it is judged on; of one card the lengths are taken, not the rate.
+
+    Raises:
+        MmsslError: an unknown or wrong setting, or an encoder that hears nothing.
+    """
+    tokenizer = audio_tokenizer(encoder)
+    if tokenizer is None:
+        raise MmsslError(f"this encoder hears no sound; it reads {', '.join(encoder.modalities)}.")
+    heard = own_audio(source)
+    if heard is None:
+        config = tokenizer.config
+        heard = AudioSampling(
+            config.input_rate or config.sample_rate, config.log_mel.samples(config.frames) / config.sample_rate
+        )
+    card = load_card(data[0])[0].audio if len(data) == 1 and data[0] in list_resources("data") else None
+    asked = heard if card is None else dataclasses.replace(card, sample_rate=heard.sample_rate)
+    asked = from_dict(AudioSampling, {**to_dict(asked), **_settings(options, "seconds=5 test_clips=3")}, "--clip")
+    if (asked.sample_rate, asked.seconds) != (heard.sample_rate, heard.seconds):
+        set_to_sound(encoder, DataConfig(audio=asked))
+    return asked
+
+
 def choose_clip(source: str | Path, encoder: nn.Module, options: Sequence[str] = ()) -> ClipSampling | None:
     """How the clips that judge an encoder are sampled.
 
@@ -82,16 +125,17 @@ def choose_clip(source: str | Path, encoder: nn.Module, options: Sequence[str] =
     if own is None and frames is not None:
         own = ClipSampling(frames=frames, stride=4)
     if options:
-        own = from_dict(ClipSampling, {**(to_dict(own) if own else {}), **_settings(options)}, "--clip")
+        settings = _settings(options, "how=dense frames=8 stride=2")
+        own = from_dict(ClipSampling, {**(to_dict(own) if own else {}), **settings}, "--clip")
     if own is not None and frames is not None:
         check_frames(frames, own.frames)
     return own
 
 
-def _settings(options: Sequence[str]) -> dict[str, Any]:
+def _settings(options: Sequence[str], example: str) -> dict[str, Any]:
     for option in options:
         if "=" not in option:
-            raise MmsslError(f"--clip takes SETTING=VALUE, e.g. --clip how=dense frames=8 stride=2; got {option!r}.")
+            raise MmsslError(f"--clip takes SETTING=VALUE, e.g. --clip {example}; got {option!r}.")
     return {name: yaml.safe_load(value) for name, _, value in (option.partition("=") for option in options)}
 
 
@@ -102,20 +146,22 @@ class DataChoice:
     Args:
         source: the run or weights; without `data`, the run's own data are taken.
         data: card's name, folder, or recorded datasets.
-        image_size: (H, W) of what comes out.
+        image_size: (H, W) of what comes out; None for sound.
         target: which label; None for the dataset's own.
         camera: which camera of a recording.
-        clip: how clips are sampled; None for images.
+        clip: how clips are sampled; None for images and for sound.
+        audio: how sounds are sampled; None for pictures.
         limit: at most so many samples (videos) of each part, spread evenly.
         several: the encoder reads several cameras at once, if the run's data have them.
     """
 
     source: str | Path
     data: tuple[str, ...]
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     target: str | None = None
     camera: str | None = None
     clip: ClipSampling | None = None
+    audio: AudioSampling | None = None
     limit: int | None = None
     several: bool = False
 
@@ -123,22 +169,25 @@ class DataChoice:
     def for_encoder(
         cls, encoder: nn.Module, source: str | Path, data: tuple[str, ...], clip: Sequence[str] = (), **settings: Any
     ) -> "DataChoice":
-        """As the encoder needs it; `clip` holds the options of `choose_clip`."""
+        """As the encoder needs it; `clip` holds the options of `choose_clip`, or of `choose_audio`."""
+        if audio_tokenizer(encoder) is not None:
+            return cls(source, data, None, audio=choose_audio(source, encoder, clip, data), **settings)
         several = any("/" in modality for modality in encoder.modalities)
         sampling = choose_clip(source, encoder, clip)
         return cls(source, data, image_size_of(encoder), clip=sampling, several=several, **settings)
 
     def splits(self) -> Splits:
         """Training and test part; the test part with clips x crops of every video where `clip` asks for them."""
-        several = self.clip is not None and self.clip.test_clips * self.clip.test_crops > 1
-        train, test = self.part("train"), self.part("test", views=several)
+        views = 1 if self.clip is None else self.clip.test_clips * self.clip.test_crops
+        views = views if self.audio is None else self.audio.test_clips
+        train, test = self.part("train"), self.part("test", views=views > 1)
         if train.task is None and train.targets:
             raise MmsslError(f"choose what to predict with --target: {', '.join(train.targets)}.")
         return Splits(train, test)
 
     def part(self, split: str, views: bool = False) -> Any:
         """One split of the given data, or of the run's own."""
-        wanted = {"split": split, "image_size": self.image_size, "clip": self.clip, "views": views}
+        wanted = {"split": split, "image_size": self.image_size, "clip": self.clip, "audio": self.audio, "views": views}
         if self.data:
             dataset = open_dataset(self.data, target=self.target, camera=self.camera, **wanted)
         else:

@@ -5,13 +5,13 @@ from typing import ClassVar, Literal
 
 from mmssl.encoder import EncoderConfig
 from mmssl.errors import MmsslError
-from mmssl.methods.masked import MaskedAutoencoder, MaskedConfig
+from mmssl.methods.pixels import PixelAutoencoder, PixelConfig
 from mmssl.registry import register_method
 from mmssl.tokenizers.image import ImageTokenizerConfig
 
 
 @dataclass(frozen=True)
-class MAEConfig(MaskedConfig):
+class MAEConfig(PixelConfig):
     """Settings of MAE; the defaults are the paper's ViT-B/16 (its huge model has patches of 14)."""
 
     kind: ClassVar[str] = "image"
@@ -43,7 +43,7 @@ class MAEConfig(MaskedConfig):
 
 
 @register_method("mae")
-class MAE(MaskedAutoencoder):
+class MAE(PixelAutoencoder):
     """Encode the visible patches, decode the masked ones, compare with the normalised pixels.
 
     Target, reconstruction and weights are `MaskedAutoencoder`'s; the encoder's cls token goes through the decoder.

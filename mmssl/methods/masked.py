@@ -1,21 +1,19 @@
-"""What the masked autoencoders of pixels share: encode the visible patches, decode the masked ones, compare."""
+"""What the masked autoencoders share: encode the visible patches, decode the masked ones, compare."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.encoder import SIZES, Encoder, EncoderConfig, Features
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.losses import masked_mse, norm_pix_target, patch_statistics, undo_norm_pix
-from mmssl.masking import MASKS, ragged_index, visible_index
+from mmssl.masking import MASKS, MaskSampler, ragged_index, visible_index
 from mmssl.methods.base import Method, MethodConfig, default_keys
 from mmssl.nn.decoders import MaskedDecoder
 from mmssl.nn.transformer import BlockConfig
-from mmssl.tokenizers.image import IMAGENET_MEAN, IMAGENET_STD, PixelTokenizer
-
-_GREY = 0.5  # what a masked patch looks like in a picture
+from mmssl.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,12 @@ class MaskedConfig(MethodConfig):
     """The batch key to learn from."""
     masks: ClassVar[tuple[str, ...]] = ("random",)
     """Names of the samplers that fit its lattice."""
+    lattice: ClassVar[tuple[str, ...]] = ()
+    """Names of the settings that say how many patches there are."""
+    channels: ClassVar[int] = 1
+    """How many values of a patch belong to one place, the fastest in its order."""
+    device: ClassVar[str] = "camera"
+    """What one of several sources is called."""
 
     size: Literal["tiny", "small", "base", "large", "huge", "custom"] = "base"
     """Named encoder size; `custom` takes dim, depth and heads from below."""
@@ -35,15 +39,8 @@ class MaskedConfig(MethodConfig):
     """Number of encoder blocks, in place of the size's."""
     heads: int | None = None
     """Encoder attention heads, in place of the size's."""
-    image_size: int | tuple[int, int] = 224
-    """Height and width in pixels."""
-    patch_size: int | tuple[int, int] = 16
-    """Height and width of a patch in pixels."""
-    channels: int = 3
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    modality: str = "image"
-    """The batch key to learn from: `image` or `video`, or one camera, `image/<camera>`."""
+    modality: str = ""
+    """The batch key to learn from; a subclass names its own."""
     mask_ratio: float = 0.75
     """Fraction of the patches to mask, in (0, 1)."""
     mask: str = "random"
@@ -67,12 +64,13 @@ class MaskedConfig(MethodConfig):
             raise MmsslError(f"size 'custom' needs dim, depth and heads; {', '.join(missing)} not given.")
         if self.modality != self.kind and not self.modality.startswith(f"{self.kind}/"):
             raise MmsslError(
-                f"{self.name!r} learns from '{self.kind}' or '{self.kind}/<camera>', not from {self.modality!r}."
+                f"{self.name!r} learns from '{self.kind}' or '{self.kind}/<{self.device}>', not from {self.modality!r}."
             )
         if self.decoder_shape()[1] < 1:
             raise MmsslError(f"decoder_depth must be at least 1, got {self.decoder_depth}.")
         self.encoder_config()
         self.decoder_block()
+        self.mask_sampler()
 
     def encoder_shape(self) -> dict[str, int]:
         """dim, depth and heads of the encoder."""
@@ -84,6 +82,14 @@ class MaskedConfig(MethodConfig):
     def decoder_shape(self) -> tuple[int, int, int]:
         """Width, depth and heads of the decoder."""
         return self.decoder_dim, self.decoder_depth, self.decoder_heads
+
+    def mask_sampler(self) -> MaskSampler:
+        """What draws the masks."""
+        return MASKS[self.mask](self.mask_ratio)
+
+    def mask_words(self) -> str:
+        """The mask's settings, as errors show them."""
+        return f"mask_ratio {self.mask_ratio}"
 
     def encoder_config(self) -> EncoderConfig:
         """The encoder that these settings describe."""
@@ -122,9 +128,11 @@ class Prediction(NamedTuple):
 class MaskedAutoencoder(Method):
     """Base of the methods. A subclass says what is predicted (`goal`) and how it looks (`picture`).
 
-    `decoder.*` are the decoder's weights, `encoder.*` the encoder's. Keywords of `__init__` are `MaskedDecoder`'s.
+    `decoder.*` are the decoder's weights, `encoder.*` the encoder's. Keywords of `__init__` are the decoder's.
     """
 
+    hidden_value: ClassVar[float] = 0.0
+    """What a masked place looks like."""
     per_channel: ClassVar[bool] = False
     """Norm-pix over each channel by itself (`mmssl.losses.norm_pix_target`)."""
     decoder_class: ClassVar[type[MaskedDecoder]] = MaskedDecoder
@@ -134,17 +142,25 @@ class MaskedAutoencoder(Method):
     def __init__(self, config: MaskedConfig, **decoder: Any):
         super().__init__(config)
         self.encoder = Encoder(config.encoder_config())
-        self.sampler = MASKS[config.mask](config.mask_ratio)
+        self.sampler = config.mask_sampler()
         self.grid = self.tokenizer.grid
-        dim, depth, _ = config.decoder_shape()
+        self._check_mask()
+        self.decoder = self.make_decoder(**decoder)
+
+    def make_decoder(self, **options: Any) -> nn.Module:
+        """The decoder, with the options of its class."""
+        dim, depth, _ = self.config.decoder_shape()
         positions = self.tokenizer.position_table(dim, self.encoder.config.positions)
-        block = config.decoder_block()
-        self.decoder = self.decoder_class(self.encoder.embed_dim, self.goal_dim, positions, block, depth, **decoder)
-        visible = self.sampler.visible(self.encoder.grids)[self.modality]
-        if not 0 < visible < self.tokenizer.num_tokens:
+        block = self.config.decoder_block()
+        return self.decoder_class(self.encoder.embed_dim, self.goal_dim, positions, block, depth, **options)
+
+    def _check_mask(self) -> None:
+        visible, total = self.sampler.visible(self.encoder.grids)[self.modality], self.tokenizer.num_tokens
+        if not 0 < visible < total:
+            ways = ["the mask's ratio", *self.config.lattice]
             raise MmsslError(
-                f"mask_ratio {config.mask_ratio} leaves {visible} of {self.tokenizer.num_tokens} patches visible; "
-                "at least one must be visible and one masked: change mask_ratio, image_size or patch_size."
+                f"{self.config.mask_words()} leaves {visible} of {total} patches visible; at least one must be visible "
+                f"and one masked: change {', '.join(ways[:-1])} or {ways[-1]}."
             )
 
     @property
@@ -153,7 +169,7 @@ class MaskedAutoencoder(Method):
         return self.config.modality
 
     @property
-    def tokenizer(self) -> PixelTokenizer:
+    def tokenizer(self) -> Tokenizer:
         return self.encoder.tokenizers[self.modality]
 
     @property
@@ -171,8 +187,8 @@ class MaskedAutoencoder(Method):
         return norm_pix_target(goal, self.per_channel, self.config.channels) if self.config.norm_pix else goal
 
     def picture(self, patches: Tensor) -> Tensor:
-        """Patches (B, N, P) as `goal` has them -> pixels in [0, 1], (B, [T,] C, H, W)."""
-        return self.tokenizer.restore(self.tokenizer.unpatchify(patches)).clamp(0, 1)
+        """Patches (B, N, P) as `goal` has them -> what one looks at, in raw units."""
+        return self.tokenizer.restore(self.tokenizer.unpatchify(patches))
 
     def forward(
         self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None, keys: Tensor | None = None
@@ -215,7 +231,7 @@ class MaskedAutoencoder(Method):
         """bool (B, [1 +] n + m), True = a real token of the decoder's sequence."""
         key_mask = torch.cat([visible, masked], dim=1)
         has_cls = self.encoder.cls_token is not None or self.decoder.cls_token is not None
-        return torch.nn.functional.pad(key_mask, (1, 0), value=True) if has_cls else key_mask
+        return nn.functional.pad(key_mask, (1, 0), value=True) if has_cls else key_mask
 
     @torch.no_grad()
     def reconstruct(
@@ -233,8 +249,9 @@ class MaskedAutoencoder(Method):
 
         Returns:
             mask: bool (B, N), True = masked.
-            target: what is predicted, (B, C, H, W) or (B, T, C, H, W) float32 in [0, 1].
-            masked: the same with grey in place of the masked patches.
+            target: what is predicted, float32 as `picture` has it: (B, [T,] C, H, W) in [0, 1] of pixels, raw log-mel
+                (B, 1, T, M) of sound.
+            masked: the same with one value in place of the masked patches: grey, or silence.
             prediction: the same with the masked patches filled in; visible patches are those of the input.
             prediction_patches: (B, N, P) in the space of the loss, zeros where visible.
             target_patches: (B, N, P) in the space of the loss.
@@ -253,7 +270,7 @@ class MaskedAutoencoder(Method):
         return {
             "mask": prediction.mask,
             "target": target,
-            "masked": torch.where(hidden, _GREY, target),
+            "masked": torch.where(hidden, self.hidden_value, target),
             "prediction": self.picture(torch.where(mask, pixels, patches)),
             "prediction_patches": predicted,
             "target_patches": target_patches,

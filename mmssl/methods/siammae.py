@@ -10,7 +10,7 @@ from torch import Tensor
 from mmssl.encoder import EncoderConfig, Features
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.losses import patch_statistics
-from mmssl.methods.masked import MaskedAutoencoder, MaskedConfig
+from mmssl.methods.pixels import PixelAutoencoder, PixelConfig
 from mmssl.nn.cross_decoder import ORDERS, CrossDecoder
 from mmssl.nn.transformer import BlockConfig
 from mmssl.registry import register_method
@@ -28,7 +28,7 @@ DECODERS: dict[str, tuple[int, int, int]] = {
 
 
 @dataclass(frozen=True)
-class SiamMAEConfig(MaskedConfig):
+class SiamMAEConfig(PixelConfig):
     """Settings of SiamMAE; the defaults are the paper's ViT-S/16 (its best model has patches of 8)."""
 
     kind: ClassVar[str] = "video"
@@ -85,7 +85,7 @@ class SiamMAEConfig(MaskedConfig):
 
 
 @register_method("siammae")
-class SiamMAE(MaskedAutoencoder):
+class SiamMAE(PixelAutoencoder):
     """Encode a past frame whole and a future frame almost wholly masked, decode the future's patches from both.
 
     The batch has `video` (B, 2, C, H, W), past and future. The encoder is one of single images, exactly MAE's, shared

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.encoder import EncoderConfig
-from mmssl.methods.masked import MaskedAutoencoder, MaskedConfig
+from mmssl.methods.pixels import PixelAutoencoder, PixelConfig
 from mmssl.nn.gather import gather_tokens
 from mmssl.nn.transformer import Attention
 from mmssl.registry import register_method
@@ -15,7 +15,7 @@ from mmssl.tokenizers.video import VideoTokenizerConfig
 
 
 @dataclass(frozen=True)
-class STMAEConfig(MaskedConfig):
+class STMAEConfig(PixelConfig):
     """Settings of ST-MAE; the defaults are the authors' recommended command, with ViT-L."""
 
     kind: ClassVar[str] = "video"
@@ -55,7 +55,7 @@ class STMAEConfig(MaskedConfig):
 
 
 @register_method("stmae")
-class STMAE(MaskedAutoencoder):
+class STMAE(PixelAutoencoder):
     """Encode the visible tubelets, decode the masked ones, compare each with one frame's patch.
 
     Of T frames T / tubelet are predicted, evenly spread from the first to the last: 8 of 16. Positions are learned, of

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmssl.encoder import EncoderConfig
 from mmssl.losses import norm_pix_channels
-from mmssl.methods.masked import MaskedAutoencoder, MaskedConfig
+from mmssl.methods.pixels import PixelAutoencoder, PixelConfig
 from mmssl.nn.gather import gather_tokens
 from mmssl.registry import register_method
 from mmssl.tokenizers.video import VideoTokenizerConfig
@@ -24,7 +24,7 @@ DECODERS: dict[str, tuple[int, int, int]] = {
 
 
 @dataclass(frozen=True)
-class VideoMAEConfig(MaskedConfig):
+class VideoMAEConfig(PixelConfig):
     """Settings of VideoMAE; the defaults are the paper's ViT-B on Kinetics-400."""
 
     kind: ClassVar[str] = "video"
@@ -69,7 +69,7 @@ class VideoMAEConfig(MaskedConfig):
 
 
 @register_method("videomae")
-class VideoMAE(MaskedAutoencoder):
+class VideoMAE(PixelAutoencoder):
     """Encode the visible tubelets, decode the masked ones, compare with their pixels.
 
     The target is made of pixels in [0, 1], norm-pix over each channel by itself. There is no cls token, no bias of k

@@ -93,6 +93,43 @@ def interpolate_positions(table: Tensor, old_grid: tuple[int, ...], new_grid: tu
     return place.permute(0, 2, 3, 1).reshape(1, -1, table.shape[-1]).to(table.dtype)  # (1, N', D)
 
 
+def sincos_swapped(dim: int, n: int, columns: int) -> Tensor:
+    """First n places of a lattice of so many columns in raster order, column first: float32 (n, dim).
+
+    Audio-MAE's table of n = T' * M' tokens, T' times of M' pitches, has T' columns: the sides exchanged.
+    """
+    return sincos_2d(dim, (-(-n // columns), columns))[:n]
+
+
+def recut_positions(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], scheme: str) -> Tensor:
+    """A position table (1, N, D) of a (times, pitches) lattice for another one -> (1, N', D).
+
+    Fewer times: the first rows. More times: a table that is still the formula of its scheme is continued by it
+    (`sincos_swapped` with the columns that it has), any other is interpolated. Other pitches: interpolated.
+    """
+    n = math.prod(new_grid)
+    if new_grid[1] != old_grid[1]:
+        return interpolate_positions(table, old_grid, new_grid)
+    if n <= table.shape[1]:
+        return table[:, :n]
+    for longer in _formulas(table, new_grid, scheme):
+        if torch.allclose(longer[: table.shape[1]], table[0].float().cpu(), atol=1e-2):
+            return torch.cat([table, longer[None, table.shape[1] :].to(table)], dim=1)
+    return interpolate_positions(table, old_grid, new_grid)
+
+
+def _formulas(table: Tensor, grid: tuple[int, int], scheme: str) -> list[Tensor]:
+    """What the table (1, N, D) may be the beginning of: (N', D)."""
+    dim, n = table.shape[-1], math.prod(grid)
+    if scheme == "sincos_swapped":
+        row = table[0, :, dim // 2 :]
+        later = ((row - row[0]).abs().amax(1) > 1e-2).nonzero()  # the places after the first row of the lattice
+        return [sincos_swapped(dim, n, int(later[0]) if len(later) else len(row))]
+    if scheme in ("sincos", "sincos_row"):
+        return [sincos_2d(dim, grid, "row_first" if scheme == "sincos_row" else "column_first")]
+    return [sinusoid(dim, n)] if scheme == "sinusoid" else []
+
+
 class Positioned(nn.Module):
     """A module with the positions of a lattice.
 

@@ -16,6 +16,8 @@ from PIL import Image
 
 from mmssl.errors import MmsslError
 
+NOTHING = 128
+"""Grey for places that hold no data, in every channel."""
 Series = tuple[Sequence[float], Sequence[float]]
 
 
@@ -85,9 +87,15 @@ def pca_colours(tokens: np.ndarray) -> np.ndarray:
     """Patch features (n, h, w, D) -> uint8 (n, h, w, 3): their first three principal components as red, green, blue.
 
     The components are those of all n images together, so that one colour means the same thing in all of them. Each is
-    stretched from its 2nd to its 98th percentile; its sign is chosen so that its largest weight is positive.
+    stretched from its 2nd to its 98th percentile; its sign is chosen so that its largest weight is positive. Features
+    of NaN stand for nothing: they are grey.
     """
     n, h, w, dim = tokens.shape
+    real = ~np.isnan(tokens).any(-1)  # (n, h, w)
+    if not real.all():
+        colours = np.full((n, h, w, 3), NOTHING, np.uint8)
+        colours[real] = pca_colours(tokens[real][None, None])[0, 0] if real.any() else 0
+        return colours
     flat = tokens.reshape(-1, dim).astype(np.float64)
     flat = flat - flat.mean(0)  # (n*h*w, D)
     _, _, axes = np.linalg.svd(flat, full_matrices=False)
@@ -98,6 +106,13 @@ def pca_colours(tokens: np.ndarray) -> np.ndarray:
     low, high = np.percentile(parts, [2, 98], axis=0)
     parts = np.clip((parts - low) / np.maximum(high - low, 1e-12), 0, 1)
     return np.round(parts * 255).astype(np.uint8).reshape(n, h, w, 3)
+
+
+def color_table(steps: int, name: str = "magma") -> np.ndarray:
+    """uint8 (steps, 3): colours from dark to bright that stay in order for colour-blind readers and in grey print."""
+    from matplotlib import colormaps
+
+    return np.round(colormaps[name](np.linspace(0, 1, steps))[:, :3] * 255).astype(np.uint8)
 
 
 def smooth(values: Sequence[float], window: int) -> np.ndarray:

@@ -21,10 +21,19 @@ from mmssl.errors import MmsslError
 from mmssl.report import words
 from mmssl.report.figures import curves_svg, pca_colours, png_bytes, shrink, webp_bytes
 from mmssl.report.reading import Probe, RunFiles, Score, read_run
+from mmssl.report.spectrograms import NAMES, SOUNDS, Spectrograms, legend, player
 
 _TEMPLATES = Path(__file__).parent / "templates"
-ENCODER_NAMES = {"pretrained": "pretrained", "random": "random", "pixels": "raw pixels", "copy": "held still"}
-UNITS = {"images": "images", "clips": "clips", "pairs": "pairs of frames"}
+ENCODER_NAMES = {
+    "pretrained": "pretrained",
+    "random": "random",
+    "pixels": "raw pixels",
+    "logmel": "log-mel statistics",
+    "spectrogram": "raw spectrogram",
+    "copy": "held still",
+}
+UNITS = {"images": "images", "clips": "clips", "pairs": "pairs of frames", "sounds": "clips"}
+_SOUND_BYTES = 1_500_000  # of sounds in one page
 
 
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], *, out: Path | None = None) -> None:
@@ -58,6 +67,7 @@ def write_report(run: Path | str) -> Path:
             tiles=_tiles(files),
             fillings=_fillings(files),
             triples=_triples(files),
+            sounds=_sounds(files.spectrograms),
             shown=words.shown(files, baseline="interpolated" in files.pictures.get("reconstruction", {})),
             summary=words.probe_summary(files.fitted),
             fitted=_scores(files.fitted),
@@ -169,11 +179,9 @@ def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
 
 def _fillings(run: RunFiles) -> list[tuple[str, str, list[tuple[str, float, float, bool]]]]:
     """Charts of how well masked patches were filled in: title, note, bars (name, value, percent, own), best first."""
-    charts = []
+    charts, unit = [], "squared decibels" if run.kind == "sounds" else "pixels in 0..1"
     if run.reconstruction:
-        charts.append(
-            ("Squared error on masked patches", "pixels in 0..1, shorter is better", run.reconstruction, False)
-        )
+        charts.append(("Squared error on masked patches", f"{unit}, shorter is better", run.reconstruction, False))
     if run.explained:
         title = "Explained variance of normalised patches"
         charts.append((title, "each patch without its own mean and contrast, longer is better", run.explained, True))
@@ -202,6 +210,19 @@ def _triples(run: RunFiles) -> list[list[tuple[str, np.ndarray]]]:
     elif original.ndim == 5:
         pictures, most = {key: shrink(clips) for key, clips in pictures.items()}, 4
     return [[(key, images[i]) for key, images in pictures.items()] for i in _spread(len(original), most)]
+
+
+def _sounds(found: Spectrograms | None, most: int = 6) -> dict[str, Any]:
+    """The colour bar and some clips: spectrograms, and players of their sounds as far as a page may hold them."""
+    if found is None:
+        return {}
+    scale, left, clips = found.scale(), _SOUND_BYTES, []
+    for i in _spread(len(found), most):
+        files = {name: found.sounds[i][name] for name in SOUNDS if name in found.sounds.get(i, {})}
+        left -= sum(path.stat().st_size for path in files.values())
+        players = [(SOUNDS[name], player(path)) for name, path in files.items()] if left >= 0 else []
+        clips.append(([(name, found.picture(name, i, scale)) for name in NAMES], players))
+    return {"clips": clips, "legend": legend(scale), "left_out": left < 0}
 
 
 def _pairs(clips: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -236,7 +257,8 @@ def _feature_pictures(run: RunFiles, most: int = 6) -> list[list[tuple[str, np.n
     pictures = run.pictures.get("features", {})
     if not pictures:
         return []
-    columns = {"frame": pictures["image"], "pretrained": pca_colours(pictures["tokens"])}
+    first = "spectrogram" if run.kind == "sounds" else "frame"
+    columns = {first: pictures["image"], "pretrained": pca_colours(pictures["tokens"])}
     if "random" in pictures:
         columns["random"] = pca_colours(pictures["random"])
     return [[(name, images[i]) for name, images in columns.items()] for i in _spread(len(pictures["image"]), most)]

@@ -14,8 +14,9 @@ import numpy as np
 
 from mmssl.config import read_yaml
 from mmssl.errors import MmsslError
+from mmssl.report.spectrograms import Spectrograms, read_spectrograms
 
-ENCODER_ORDER = ("pretrained", "random", "pixels")
+ENCODER_ORDER = ("pretrained", "random", "pixels", "logmel", "spectrogram")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class RunFiles:
     """Everything a report is made of.
 
     `metrics` holds one mapping a logged step, in step order, the last one where a resumed run logged a step twice.
-    `reconstruction` maps "model" and each interpolation to its squared error on masked patches, in pixels of [0, 1];
+    `reconstruction` maps "model" and each interpolation to its squared error on masked patches, in pixels of [0, 1], of
+    sounds in squared decibels;
     `explained` the same names to the share of the variance of normalised patches (norm-pix) that they explain.
     `pictures` maps "reconstruction" and "features" to the arrays of `figures/<name>.npz`; reconstructions are images
     (n, H, W, 3) or clips (n, T, H, W, 3), of which those with T = 2 are a past and a future frame.
@@ -80,6 +82,7 @@ class RunFiles:
     timing: dict[str, float] = field(default_factory=dict)
     command: str | None = None
     tracks: dict[str, dict[str, Path]] = field(default_factory=dict)
+    spectrograms: Spectrograms | None = None
 
     @property
     def name(self) -> str:
@@ -87,8 +90,10 @@ class RunFiles:
 
     @property
     def kind(self) -> str:
-        """What the model learned from: "images", "clips", or "pairs" of a past and a future frame."""
-        data = self.config.get("data")
+        """What the model learned from: "images", "clips", "pairs" of a past and a future frame, or "sounds"."""
+        data, method = self.config.get("data"), self.config.get("method")
+        if self.spectrograms is not None or (isinstance(method, dict) and _is_sound(method.get("modality"))):
+            return "sounds"
         clip = data.get("clip") if isinstance(data, dict) else None
         if isinstance(clip, dict):
             return "pairs" if clip.get("how") == "pair" else "clips"
@@ -144,11 +149,12 @@ def read_run(path: Path | str) -> RunFiles:
         timing=_numbers(_read_json(path / "timing.json")),
         command=command.read_text().strip() if command.is_file() else None,
         tracks=_find_tracks(path / "track"),
+        spectrograms=read_spectrograms(path / "figures"),
     )
 
 
 def group_scores(rows: Iterable[dict], where: Path | str = "scores.json") -> list[Probe]:
-    """Join the rows of `scores.json` that ask the same question, pretrained first, then random, pixels and others."""
+    """Join the rows of `scores.json` of one question: pretrained first, then random, raw inputs and others."""
     groups: dict[tuple, dict[str, Score]] = {}
     for row in rows:
         try:
@@ -162,6 +168,11 @@ def group_scores(rows: Iterable[dict], where: Path | str = "scores.json") -> lis
 def _ordered(scores: dict[str, Score]) -> dict[str, Score]:
     first = [name for name in ENCODER_ORDER if name in scores]
     return {name: scores[name] for name in [*first, *(n for n in scores if n not in first)]}
+
+
+def _is_sound(modality: Any) -> bool:
+    """Whether a run learned from `audio`, or from one microphone, `audio/<microphone>`."""
+    return isinstance(modality, str) and modality.split("/")[0] == "audio"
 
 
 def _read_json(path: Path) -> dict:

@@ -7,15 +7,36 @@ from mmssl.report.reading import Probe, RunFiles
 REFERENCE_WORDS = {
     "random": "a randomly initialised encoder",
     "pixels": "raw pixels",
+    "logmel": "log-mel statistics",
+    "spectrogram": "the raw spectrogram",
     "copy": "the first frame's labels held still",
 }
-_HELD_OUT = {"images": "held-out frames", "clips": "held-out clips", "pairs": "the second of two held-out frames"}
+RAW = ("pixels", "logmel", "spectrogram")
+"""The encoders that know nothing but their input: of pictures, and of sounds."""
+BESIDE = ("auc", "dprime")
+"""Metrics that stand beside another one of the same probe, which then counts once."""
+_HELD_OUT = {
+    "images": "held-out frames",
+    "clips": "held-out clips",
+    "pairs": "the second of two held-out frames",
+    "sounds": "held-out sounds",
+}
 _BEST_GUESS = {
     "images": ("the best interpolation", "the best that interpolation from the visible patches can do"),
     "clips": ("the best interpolation", "the best that interpolation in space and time from what is visible can do"),
     "pairs": ("copying or interpolating", "the better of copying the first and interpolating from the visible patches"),
+    "sounds": ("the best interpolation", "the best that interpolation in time and frequency can do"),
 }
 """What a model has to beat, shortly and at length, by `RunFiles.kind`."""
+_SPECTROGRAMS = (
+    "Spectrograms of held-out sounds: the model sees only the patches that are not blank and fills in the rest. "
+    "All have one colour scale."
+)
+_PLAYERS = (
+    "A spectrogram holds no phase, which Griffin-Lim guesses to make it audible. So the original's own spectrogram "
+    "goes the same way: what it lacks beside the recording is lost by that, and only what the last sound lacks beyond "
+    "it is lost by the model."
+)
 
 
 @dataclass(frozen=True)
@@ -37,15 +58,18 @@ class Headline:
 
 
 def number(value: float) -> str:
-    """A value as a table shows it: three decimals, and more of them where that would show mostly zeros."""
-    if value == 0 or abs(value) >= 0.1:
-        return f"{value:.3f}"
+    """A value as a table shows it: three decimals, fewer of a large one, more where that would show mostly zeros."""
+    if abs(value) < 1e-12:  # what rounding left of a zero
+        return "0.000"
+    if abs(value) >= 0.1:
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
     return f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.2e}"
 
 
 def metric(name: str) -> str:
     """A metric as people write it."""
-    return name.replace("r2", "R²").replace("map", "mAP").replace("_", " ")
+    exact = {"auc": "mAUC", "dprime": "d′"}
+    return exact.get(name, name.replace("r2", "R²").replace("map", "mAP").replace("_", " "))
 
 
 def score(value: float, spread: float | None) -> str:
@@ -94,6 +118,8 @@ def shown(run: RunFiles, baseline: bool) -> str:
     if run.kind == "pairs":
         text = "Held-out pairs of frames: the model sees the past frame whole, and of the future only what is not grey."
         return f"{text} Beside its reconstruction is the better of copying and interpolating." if baseline else text
+    if run.kind == "sounds":
+        return _SPECTROGRAMS + (f" {_PLAYERS}" if run.spectrograms and run.spectrograms.sounds else "")
     where = "clips: the model sees" if run.kind == "clips" else "frames: the model sees"
     text = f"Held-out {where} only the patches that are not grey and fills in the rest"
     text += ", in space and time" if run.kind == "clips" else ""
@@ -162,18 +188,21 @@ def _relation(probe: Probe, over: str) -> str:
 
 def probe_summary(probes: list[Probe]) -> Verdict | None:
     """How many probes the pretrained encoder wins against the random one, and what to make of it."""
+    probes = [p for p in probes if p.metric not in BESIDE]
     relations = [_relation(p, "random") for p in probes if p.margin("random") is not None]
     if not relations:
         return None
     advice = "Features take longer to learn than reconstruction does: run a longer recipe."
     wins, losses = relations.count("above"), relations.count("below")
     asked = f"{len(relations)} frozen-feature probes" if len(relations) > 1 else "frozen-feature probe"
-    behind = sum(p.margin("pixels") is not None and _relation(p, "pixels") == "below" for p in probes)
-    pixels = f"; it is below raw pixels in {behind}" if behind else ""
+    compared = {raw: [p for p in probes if p.margin(raw) is not None] for raw in RAW}
+    behind = {raw: sum(_relation(p, raw) == "below" for p in asked_of) for raw, asked_of in compared.items()}
+    pixels = " and ".join(f"below {REFERENCE_WORDS[raw]} in {count}" for raw, count in behind.items() if count)
+    pixels = f"; it is {pixels}" if pixels else ""
     if wins == len(relations):
         every = "all" if len(relations) > 1 else "the"
         text = f"The pretrained encoder beats a random one in {every} {asked}{pixels}."
-        return Verdict(text, "even", advice) if behind else Verdict(text, "good")
+        return Verdict(text, "even", advice) if pixels else Verdict(text, "good")
     if wins:
         rest = [f"{word} in {n}" for word, n in (("level", relations.count("level with")), ("below", losses)) if n]
         start = f"The pretrained encoder beats a random one in {wins} of {asked}"

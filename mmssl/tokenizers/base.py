@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from mmssl.errors import MmsslError
 from mmssl.nn.gather import gather_tokens
 from mmssl.nn.linear import Linear
-from mmssl.nn.positions import Positioned
+from mmssl.nn.positions import Positioned, sinusoid
 from mmssl.registry import TOKENIZERS
 
-Positions = Literal["sincos", "sincos_row", "sinusoid", "learned", "separable", "none"]
-"""Fixed tables: `sincos` (column first, MAE; time first for clips), `sincos_row` (row first), `sinusoid` (VideoMAE's
-wave over the flat place). Learned ones: `learned` (one table), `separable` (ST-MAE's time plus place, clips alone)."""
+Positions = Literal["sincos", "sincos_row", "sincos_swapped", "sinusoid", "learned", "separable", "none"]
+"""Fixed tables: `sincos` (column first, MAE; time first for clips), `sincos_row` (row first), `sincos_swapped` (of a
+lattice with its sides exchanged, Audio-MAE; spectrograms alone), `sinusoid` (VideoMAE's wave over the flat place).
+Learned ones: `learned` (one table), `separable` (ST-MAE's time plus place, clips alone)."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,17 @@ class Tokenizer(Positioned):
         raise NotImplementedError
 
     def position_table(self, dim: int, positions: Positions) -> Tensor | tuple[Tensor, Tensor]:
-        """A position table (1, N, dim) of this lattice, fixed or the start of a learned one; a pair for "separable"."""
-        raise NotImplementedError
+        """A position table (1, N, dim) of this lattice, fixed or the start of a learned one; a pair for "separable".
+
+        These are the tables that know no axes; the others are a subclass's business.
+        """
+        if positions == "sinusoid":
+            return sinusoid(dim, self.num_tokens)[None]
+        if positions == "learned":
+            return learned_table(self.num_tokens, dim)
+        if positions == "none":
+            return torch.zeros(1, self.num_tokens, dim)
+        raise MmsslError(f"{self.modality!r} has no positions {positions!r}; take 'sincos' or 'learned' ones.")
 
     def check_shape(self, x: Tensor) -> None:
         """Raise an `MmsslError` for a wrong dtype or shape; never looks at values."""

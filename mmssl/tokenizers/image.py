@@ -8,9 +8,9 @@ from torch import Tensor
 
 from mmssl.errors import MmsslError
 from mmssl.nn.gather import gather_tokens
-from mmssl.nn.positions import sincos_2d, sinusoid
+from mmssl.nn.positions import sincos_2d
 from mmssl.registry import register_tokenizer
-from mmssl.tokenizers.base import Positions, Tokenizer, TokenizerConfig, learned_table
+from mmssl.tokenizers.base import Positions, Tokenizer, TokenizerConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -121,12 +121,6 @@ class PixelTokenizer(Tokenizer):
 
     def _sinusoid(self, like: Tensor) -> Tensor:
         return self.position_table(self.embed_dim, "sinusoid").to(like)
-
-    def position_table(self, dim: int, positions: Positions) -> Tensor | tuple[Tensor, Tensor]:
-        """The tables that know no axes; the others are a subclass's business."""
-        if positions == "sinusoid":
-            return sinusoid(dim, self.num_tokens)[None]
-        return learned_table(self.num_tokens, dim) if positions == "learned" else torch.zeros(1, self.num_tokens, dim)
 
     def check_shape(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):

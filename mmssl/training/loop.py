@@ -20,6 +20,7 @@ from mmssl.training.distributed import Processes, can_compile, seed_all
 from mmssl.training.interrupt import StopSignal
 from mmssl.training.logging import Meter, RunLog, say
 from mmssl.training.loop_config import FitResult, LoopConfig
+from mmssl.training.memory import keep_freed_memory
 from mmssl.training.optim import OptimConfig, Schedule, build_optimizer, scale_gradients, set_lr
 from mmssl.training.saving import Clock, NanWatch, Saver
 
@@ -57,6 +58,8 @@ def fit(
         MmsslError: the loss or the gradient is not finite, the disk is full, the run folder holds another model.
     """
     team = Processes(loop.device, loop.precision)
+    if team.device.type == "cpu":
+        keep_freed_memory()
     loader = _loader(dataset, loop, team, augmentation)
     per_epoch = len(loader) // loop.accumulate
     total = loop.total_steps(per_epoch)
@@ -73,7 +76,7 @@ def fit(
 
     batches = _steps(loader, saver.step, total, per_epoch, loop.accumulate, _prepare(team, augmentation, transform))
     watch = NanWatch(team.device, run)
-    files, unit = run if team.is_main else None, "clips" if dataset.modality.startswith("video") else "images"
+    files, unit = run if team.is_main else None, "images" if dataset.modality.startswith("image") else "clips"
     with StopSignal() as stop, RunLog(files, saver.step, total, label, quiet or not team.is_main, unit) as log:
         finished, metrics = _train(job, batches, saver, watch, stop, log)
     model.eval()

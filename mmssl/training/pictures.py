@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmssl.data.loading import DataConfig, Dataset
 from mmssl.errors import MmsslError
 from mmssl.methods.base import Method
+from mmssl.training.sounds import COUNT, audio_tokenizer, save_sounds, sound_features
 
 _CLIPS = 4  # clips that are shown: each has many frames
 _FRAMES = 3  # frames of one clip whose features are shown
@@ -21,14 +22,19 @@ def save_pictures(method: Method, data: DataConfig, folder: Path, count: int = 8
     """Write what the report draws of held-out samples; a method gets the pictures that it can have.
 
     `reconstruction.npz`: original, masked, reconstructed, uint8 (n, H, W, 3), or (n, T, H, W, 3) of clips (T = 2: a
-    past and a future frame). `features.npz`: see `feature_arrays`; beside the encoder stands a fresh one.
+    past and a future frame). `spectrograms.npz` and `sound/` of sounds: see `sounds.save_sounds`. `features.npz`: see
+    `feature_arrays`; beside the encoder stands a fresh one.
     """
-    batch = _some_samples(data, count)
+    hears = audio_tokenizer(method.encoder)
+    batch = _some_samples(data, count if hears is None else COUNT)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(MmsslError):  # not every method has something to show
         found = method.reconstruct(batch)
         shown = {"original": "target", "masked": "masked", "reconstructed": "prediction"}
-        _save(folder / "reconstruction.npz", **{name: pixels(found[key]) for name, key in shown.items()})
+        if hears is not None:
+            save_sounds(folder, hears, batch[hears.modality], found)
+        else:
+            _save(folder / "reconstruction.npz", **{name: pixels(found[key]) for name, key in shown.items()})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = type(method.encoder)(method.encoder.config).eval()
@@ -61,9 +67,12 @@ def feature_arrays(encoder: nn.Module, random: nn.Module, batch: dict[str, Tenso
     encoder of images frames that it encodes one by one.
 
     Returns:
-        image: uint8 (n, H, W, 3); tokens, random: float32 (n, h, w, D), of the encoder and of a random one. {} for an
-        encoder that reads something else, or several things at once.
+        image: uint8 (n, H, W, 3); tokens, random: float32 (n, h, w, D), of the encoder and of a random one; of sounds
+        see `sounds.sound_features`. {} for an encoder that reads something else, or several things at once.
     """
+    hears = audio_tokenizer(encoder)
+    if hears is not None and hears.modality in batch:
+        return sound_features(encoder, random, hears, batch[hears.modality])
     shown = _shown(encoder, batch)
     if shown is None:
         return {}

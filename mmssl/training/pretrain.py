@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -14,8 +15,11 @@ import yaml
 
 from mmssl import paths
 from mmssl.config import read_yaml, to_dict
+from mmssl.data.audio_sampling import AudioSampling
 from mmssl.data.loading import DataConfig, Dataset
 from mmssl.data.vetting import vet_once
+from mmssl.encoder import Encoder
+from mmssl.errors import MmsslError
 from mmssl.methods.base import Method, MethodConfig, create_method
 from mmssl.training import atomic
 from mmssl.training.checkpoint import RunFolder, check_architecture
@@ -24,6 +28,7 @@ from mmssl.training.logging import say
 from mmssl.training.loop import FitResult, LoopConfig, fit
 from mmssl.training.optim import OptimConfig
 from mmssl.training.pictures import save_pictures
+from mmssl.training.sounds import audio_tokenizer
 from mmssl.weights.export import export_encoder
 from mmssl.weights.init import load_into
 
@@ -37,7 +42,8 @@ class PretrainConfig:
     loop: LoopConfig
     """how long, and with which batches"""
     data: DataConfig = field(default_factory=DataConfig)
-    """on what; `--data` on the command line sets data.source"""
+    """on what; `--data` on the command line sets data.source. What they do not say, the method does: image_size, and of
+    sound audio.sample_rate and audio.seconds (as many as fill its spectrogram)"""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """how the weights are updated"""
 
@@ -74,7 +80,8 @@ def _pretrain(config: PretrainConfig, run: RunFolder, init: str | Path | None, t
     seed_all(config.loop.seed)
     method = create_method(config.method)
     size = config.data.image_size or _image_size(method)
-    data = dataclasses.replace(config.data, image_size=size, target=config.data.target or "none")
+    audio = sound_sampling(method.encoder, config.data.audio)
+    data = dataclasses.replace(config.data, image_size=size, audio=audio, target=config.data.target or "none")
     dataset = data.open()
     if data.vet:
         vet_once(dataset, run.skipped, config.loop.workers or None, say, team.is_main)
@@ -98,6 +105,27 @@ def _pretrain(config: PretrainConfig, run: RunFolder, init: str | Path | None, t
 def _image_size(method: Method) -> tuple[int, int] | None:
     sizes = [getattr(t.config, "image_size", None) for t in method.encoder.tokenizers.values()]
     return next((size for size in sizes if size is not None), None)
+
+
+def sound_sampling(encoder: Encoder, given: AudioSampling | None) -> AudioSampling | None:
+    """How sounds are sampled for an encoder: as the recipe says, else as many seconds as fill its spectrogram.
+
+    None for an encoder that hears nothing. Raises an `MmsslError` where the recipe's rate is not the encoder's.
+    """
+    tokenizer = audio_tokenizer(encoder)
+    if tokenizer is None:
+        return given
+    config = tokenizer.config
+    rate = config.input_rate or config.sample_rate
+    if given is None:
+        samples = math.ceil(config.log_mel.samples(config.frames) * rate / config.sample_rate)
+        return AudioSampling(rate, samples / rate)
+    if given.sample_rate != rate:
+        raise MmsslError(
+            f"data.audio.sample_rate is {given.sample_rate} and the method reads {rate} samples a second; set "
+            f"data.audio.sample_rate to {rate}, or method.input_rate to {given.sample_rate}."
+        )
+    return given
 
 
 def _check_newest(method: Method, run: RunFolder) -> None:

@@ -1,5 +1,6 @@
 """The model card: README.md of an export, in the form that the Hugging Face hub shows."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import yaml
 from mmssl import __version__
 from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.errors import MmsslError
+from mmssl.tokenizers.audio import AudioTokenizerConfig
+from mmssl.tokenizers.base import TokenizerConfig
 from mmssl.weights.files import read_json
 
 _LOAD = {
@@ -78,10 +81,19 @@ def _sizes(config: EncoderConfig, encoder: Encoder) -> dict[str, Any]:
     }
     for modality, tokenizer in encoder.tokenizers.items():
         rows[f"{modality}: token lattice"] = " x ".join(map(str, tokenizer.grid))
-        if hasattr(tokenizer.config, "patch_size"):
-            rows[f"{modality}: input and patch size"] = f"{tokenizer.config.image_size}, {tokenizer.config.patch_size}"
-        if hasattr(tokenizer.config, "frames"):
-            rows[f"{modality}: frames, of which a token has"] = f"{tokenizer.config.frames}, {tokenizer.config.tubelet}"
+        rows |= {f"{modality}: {what}": value for what, value in _input_sizes(tokenizer.config).items()}
+    return rows
+
+
+def _input_sizes(config: TokenizerConfig) -> dict[str, Any]:
+    if isinstance(config, AudioTokenizerConfig):
+        size, overlap = f"{config.frames} x {config.mel_bins}", f", one every {config.stride}" if config.stride else ""
+        return {"spectrogram and patch size": f"{size}, {config.patch_size}{overlap}"}
+    rows = {}
+    if hasattr(config, "patch_size"):
+        rows["input and patch size"] = f"{config.image_size}, {config.patch_size}"
+    if hasattr(config, "frames"):
+        rows["frames, of which a token has"] = f"{config.frames}, {config.tubelet}"
     return rows
 
 
@@ -104,6 +116,8 @@ def _data(source: Any) -> str:
 def _preprocessing(config: EncoderConfig, format: str) -> str:
     lines = []
     for modality, tokenizer in config.tokenizers.items():
+        if isinstance(tokenizer, AudioTokenizerConfig):
+            lines.append(_sound(modality, tokenizer))
         if not hasattr(tokenizer, "image_size"):
             continue
         line = f"`{modality}`: uint8 (B, {', '.join(map(str, _shape(tokenizer)))}), or float in [0, 1]. "
@@ -111,6 +125,15 @@ def _preprocessing(config: EncoderConfig, format: str) -> str:
         line += f"mean {tokenizer.mean} and std {tokenizer.std} are applied inside the encoder"
         lines.append(line + (".\n" if format == "mmssl" else f"; {format} itself wants pixels normalised with them.\n"))
     return "\n".join(lines) or "As the encoder's config.json says; normalisation happens inside.\n"
+
+
+def _sound(modality: str, config: AudioTokenizerConfig) -> str:
+    rate = config.input_rate or config.sample_rate
+    return (
+        f"`{modality}`: waveforms float32 (B, 1, samples) in [-1, 1] at {rate} samples a second. Spectrograms "
+        f"({config.kind}, {config.mel_bins} mel bins, a frame every {config.hop_ms:g} ms) are computed inside the "
+        f"encoder, padded or cut to {config.frames} frames, normalised as (x - {config.mean}) / (2 * {config.std}).\n"
+    )
 
 
 def _shape(config: Any) -> tuple[int, ...]:
@@ -125,11 +148,19 @@ def _example(encoder: Encoder) -> str:
     lines = [f"features = encoder({{{modality!r}: x}})"]
     if hasattr(tokenizer.config, "image_size"):
         lines.insert(0, f"x = torch.zeros({(1, *_shape(tokenizer.config))}, dtype=torch.uint8)")
+    if isinstance(tokenizer.config, AudioTokenizerConfig):
+        lines.insert(0, f"x = torch.zeros({(1, 1, _samples(tokenizer.config))})")
     lines.append(
         f"features.tokens      # (1, {sum(t.num_tokens for t in encoder.tokenizers.values())}, {encoder.embed_dim})"
     )
     lines.append(f"features.pooled()    # (1, {encoder.embed_dim})")
     return "\n".join(lines)
+
+
+def _samples(config: AudioTokenizerConfig) -> int:
+    """Samples of a waveform that fills the spectrogram."""
+    rate = config.input_rate or config.sample_rate
+    return math.ceil(config.log_mel.samples(config.frames) * rate / config.sample_rate)
 
 
 def _scores(path: Path) -> str:

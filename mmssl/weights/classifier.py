@@ -11,16 +11,17 @@ from mmssl.errors import MmsslError
 from mmssl.nn.heads import LinearHead
 from mmssl.tokenizers.image import as_pair
 from mmssl.weights.layout import Published, require
-from mmssl.weights.load import recognise, resized
+from mmssl.weights.load import Modality, agree, check_modality, recognise, resized
 from mmssl.weights.published import read_published_file, read_transformers_folder
+from mmssl.weights.timm_models import read_timm_classifier
 
 
 class Classifier(nn.Module):
     """Encoder, pooling, linear head. `classifier(batch) -> logits (B, classes)`.
 
-    The fine-tuned models of MAE, VideoMAE and ST-MAE pool the mean of the patch tokens and norm it after (`fc_norm`);
-    models without `fc_norm` read the normed cls token, or the first patch token where they have none (transformers'
-    VideoMAE without use_mean_pooling).
+    The fine-tuned models of MAE, VideoMAE, ST-MAE and Audio-MAE pool the mean of the patch tokens and norm it after
+    (`fc_norm`); models without `fc_norm` read the normed cls token, or the first patch token where they have none
+    (transformers' VideoMAE without use_mean_pooling).
     """
 
     def __init__(self, encoder: Encoder, head: LinearHead, pooling: Literal["mean", "cls", "first"]):
@@ -39,17 +40,19 @@ def load_classifier(
     *,
     image_size: int | tuple[int, int] | None = None,
     frames: int | None = None,
+    modality: Modality | None = None,
     heads: int | None = None,
     device: str | torch.device | None = None,
 ) -> Classifier:
-    """A fine-tuned classifier of images or video, in evaluation mode.
+    """A fine-tuned classifier of images, video or audio, in evaluation mode.
 
     Args:
-        source: a `.pth` or `.safetensors` file of the authors of MAE, VideoMAE or ST-MAE, or of timm, with
-            `head.{weight,bias}`; or a transformers ViTForImageClassification or VideoMAEForVideoClassification folder
-            or hub name.
+        source: a `.pth` or `.safetensors` file of the authors of MAE, VideoMAE, ST-MAE or Audio-MAE, or of timm, with
+            `head.{weight,bias}`; or a folder or hub name: a transformers ViTForImageClassification or
+            VideoMAEForVideoClassification, or a timm ViT.
         image_size: height and width in pixels, as for `mmssl.load`.
-        frames: frames of a clip, as for `mmssl.load`.
+        frames: frames of a clip or spectrogram, as for `mmssl.load`.
+        modality: what it reads, as for `mmssl.load`.
         heads: attention heads of the encoder, where they are not the published ones for its width.
         device: where to put it; default the CPU.
 
@@ -57,18 +60,25 @@ def load_classifier(
         MmsslError: as `mmssl.load`; also where the source holds no head.
     """
     kind, path = recognise(source)
+    check_modality(modality)
     said = {"image_size_guess": None if image_size is None else as_pair(image_size), "frames": frames}
+    encoder = pooling = None
     if kind == "transformers":
         layout, published = read_transformers_folder(path, **said)
+    elif kind == "timm folder":
+        encoder, published, pooling = read_timm_classifier(path, modality)
     elif kind == "file":
-        layout, published = read_published_file(path, heads=heads, **said)
+        layout, published = read_published_file(path, modality, heads=heads, **said)
     else:
         raise MmsslError(f"{source} is no fine-tuned classifier of others; read its encoder with mmssl.load.")
     if "head.weight" not in published.state:
         raise MmsslError(f"{source} holds no classifier (no head.weight); read its encoder with mmssl.load.")
     head = _head(published)
-    encoder = resized(layout.encoder(published), image_size, frames)
-    pooling = "mean" if isinstance(head.norm, nn.LayerNorm) else "cls" if encoder.config.cls_token else "first"
+    encoder = resized(encoder or layout.encoder(published), image_size, frames)
+    agree(source, "heads", heads, encoder.config.heads)
+    agree(source, "modality", modality, encoder.modalities[0])
+    if pooling is None:
+        pooling = "mean" if isinstance(head.norm, nn.LayerNorm) else "cls" if encoder.config.cls_token else "first"
     return Classifier(encoder, head, pooling).to(device or "cpu").eval()
 
 

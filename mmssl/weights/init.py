@@ -19,8 +19,8 @@ def load_into(method: Method, source: str | Path) -> str:
     """Start `method` from the weights of `source`, in place.
 
     All weights are taken where the source holds the same method in the same size, else those of its encoder alone;
-    where only the image size or the number of frames differs, position tables are interpolated, and those that are a
-    formula (VideoMAE's) stay the method's own.
+    where only the image size or the number of frames or mel bins differs, position tables are interpolated (of sound:
+    cut or continued, where the length alone differs), and those that are a formula (VideoMAE's) stay the method's own.
 
     Args:
         method: a method with fresh weights.
@@ -72,7 +72,7 @@ def _check_kind(theirs: str, ours: str, source: str) -> None:
 
 def _size(config: TokenizerConfig) -> dict[str, Any]:
     """What `Encoder.resize` can change of a tokenizer."""
-    return {name: getattr(config, name) for name in ("image_size", "frames") if hasattr(config, name)}
+    return {name: getattr(config, name) for name in ("image_size", "frames", "mel_bins") if hasattr(config, name)}
 
 
 def _formulas(method: Method) -> dict[str, Tensor]:

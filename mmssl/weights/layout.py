@@ -41,7 +41,7 @@ class Facts:
     image_size_guess: tuple[int, int] | None = None
     """What the user says. Where a file holds position tables it is believed only if these are of no square lattice."""
     frames: int | None = None
-    """Number of frames of a clip, where no position table tells it."""
+    """Number of frames of a clip or spectrogram, where no position table tells it."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     norm_eps: float = 1e-6
@@ -53,6 +53,8 @@ class Facts:
     norm_pix: bool = True
     mask_ratio: float | None = None
     """None = the method's own."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """The file's training arguments, for a layout that needs more of them."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """One line gives an encoder, or a whole method, whatever the source."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from mmssl.encoder import Encoder
-from mmssl.errors import MmsslError
+from mmssl.errors import MmsslError, unknown_name
 from mmssl.methods.base import Method
 from mmssl.tokenizers.image import as_pair
 from mmssl.weights import runs
@@ -16,9 +16,10 @@ from mmssl.weights.published import MODEL_TYPES, read_published_file, read_trans
 from mmssl.weights.timm_models import read_timm, read_timm_folder
 
 Kind = Literal["run", "checkpoint", "export", "transformers", "timm folder", "file"]
+Modality = Literal["image", "video", "audio"]
 _ALLOWED = (
     "a run folder, an export folder, a transformers ViTMAE or VideoMAE folder, a .pth file of the authors of MAE, "
-    "VideoMAE, ST-MAE or CropMAE, 'timm:NAME', or a hub name 'organisation/name'"
+    "VideoMAE, ST-MAE, CropMAE or Audio-MAE, 'timm:NAME', or a hub name 'organisation/name'"
 )
 
 
@@ -27,6 +28,7 @@ def load(
     *,
     image_size: int | tuple[int, int] | None = None,
     frames: int | None = None,
+    modality: Modality | None = None,
     device: str | torch.device | None = None,
     heads: int | None = None,
     pretrained: bool = True,
@@ -36,12 +38,19 @@ def load(
     Args:
         source: a run folder (its export, else its newest checkpoint), one of its checkpoints, an export folder, a
             transformers ViTMAE, ViT or VideoMAE folder, a file of the authors of MAE (`mae_pretrain_vit_base.pth`,
-            `_full`, visualize, fine-tuned), VideoMAE, ST-MAE or CropMAE, pretrained or fine-tuned, `timm:NAME[.tag]`,
-            or a name on the Hugging Face hub.
+            `_full`, visualize, fine-tuned), VideoMAE, ST-MAE, CropMAE or Audio-MAE, pretrained or fine-tuned,
+            `timm:NAME[.tag]`, or a name on the Hugging Face hub (also as `timm:hf_hub:NAME`).
         image_size: height and width in pixels; where they differ from the weights' own, position tables are
             interpolated bicubically (VideoMAE's, which are a formula, made anew), otherwise they are the file's, bit
             for bit.
-        frames: frames of a clip, of a video encoder; where they differ, the same is done over time.
+        frames: frames of a clip, or of the spectrogram of a model of audio (10 ms each). Where they differ, a clip's
+            tables are interpolated over time; a spectrogram's are cut where it is shorter and where longer continued by
+            the formula that made them (interpolated, if they were learned).
+        modality: what the encoder reads. Sources tell it themselves, but for one kind of file: a ViT of one channel is
+            one of grey images or of spectrograms. Without a decoder with windows or the training arguments of
+            Audio-MAE's authors in it, it is taken as audio where its patches make no square and fit 128 mel bins (a
+            square: where its position table is of another lattice), unless `image_size` is given. Say "audio" for a
+            file that was fine-tuned on clips of 128 frames and holds nothing beside its weights.
         device: where to put it; default the CPU.
         heads: attention heads, where the published ones for this width are wrong (MVP's ViT-S/16 has 12, not 6): a
             file of weights does not say.
@@ -52,11 +61,13 @@ def load(
     """
     if not pretrained and not str(source).startswith("timm:"):
         raise MmsslError(f"pretrained=False is for 'timm:NAME' sources, not for {str(source)!r}.")
+    check_modality(modality)
     if str(source).startswith("timm:"):
-        encoder = read_timm(str(source).removeprefix("timm:"), pretrained)
+        encoder = read_timm(str(source).removeprefix("timm:"), pretrained, modality)
     else:
-        encoder = _load_encoder(*recognise(source), heads, image_size, frames)
-    _agree(source, "heads", heads, encoder.config.heads)
+        encoder = _load_encoder(*recognise(source), heads, image_size, frames, modality)
+    agree(source, "heads", heads, encoder.config.heads)
+    agree(source, "modality", modality, _modality(encoder))
     return resized(encoder, image_size, frames).to(device or "cpu").eval()
 
 
@@ -69,13 +80,14 @@ def load_method(
     norm_pix: bool | None = None,
     image_size: int | tuple[int, int] | None = None,
     frames: int | None = None,
+    modality: Modality | None = None,
 ) -> Method:
     """A whole method with its weights, decoder and heads included, in evaluation mode.
 
     Args:
         source: a run folder (its newest checkpoint), one checkpoint, a transformers ViTMAEForPreTraining or
             VideoMAEForPreTraining folder or hub name, a `_full` or visualize file of the MAE authors, or a pretraining
-            file of VideoMAE's, ST-MAE's (mae_st) or CropMAE's.
+            file of VideoMAE's, ST-MAE's (mae_st), CropMAE's or Audio-MAE's.
         device: where to put it; default the CPU.
         heads: the encoder's attention heads, where they are not the published ones for its width.
         decoder_heads: the same of the decoder.
@@ -83,7 +95,9 @@ def load_method(
             what the file's own training arguments or the folder's config.json say, else False for a file with
             `visualize` in its name, else True.
         image_size: height and width in pixels that the model was trained for, where the source does not say it.
-        frames: the same of the frames of a clip: VideoMAE's files say neither (16 and 224 by default).
+        frames: the same of the frames of a clip: VideoMAE's files say neither (16 and 224 by default). A whole method
+            keeps the length that it was trained for; `mmssl.load` gives its encoder for another.
+        modality: as for `mmssl.load`.
 
     Raises:
         MmsslError: as `load`; also where the source holds the encoder alone.
@@ -91,18 +105,26 @@ def load_method(
     if str(source).startswith("timm:"):
         raise MmsslError(f"{source} is an encoder alone; read it with mmssl.load.")
     kind, path = recognise(source)
+    check_modality(modality)
     size = None if image_size is None else as_pair(image_size)
     if kind in ("run", "checkpoint"):
         method = runs.build_method(runs.newest_checkpoint(path) if kind == "run" else path)
     elif kind in ("transformers", "file"):
-        said = {"norm_pix": norm_pix, "image_size_guess": size, "frames": frames}
+        said = {"norm_pix": norm_pix, "image_size_guess": size, "frames": frames, "modality": modality}
         method = _read_method(kind, path, heads, decoder_heads, **said)
     else:
         raise MmsslError(f"{source} holds an encoder alone; read it with mmssl.load, or give the run folder itself.")
     given = {"heads": heads, "decoder_heads": decoder_heads, "norm_pix": norm_pix, "image_size": size, "frames": frames}
     for name, value in given.items():
-        _agree(source, name, value, _own(method, name, value))
+        agree(source, name, value, _own(method, name, value))
+    agree(source, "modality", modality, _modality(method.encoder))
     return method.to(device or "cpu").eval()
+
+
+def check_modality(modality: str | None) -> None:
+    """Raise an `MmsslError` where the user says a modality that there is not."""
+    if modality is not None and modality not in get_args(Modality):
+        raise unknown_name("modality", modality, get_args(Modality))
 
 
 def recognise(source: str | Path) -> tuple[Kind, Path]:
@@ -143,7 +165,12 @@ def _kind_of_folder(folder: Path) -> Kind | None:
 
 
 def _load_encoder(
-    kind: Kind, path: Path, heads: int | None, image_size: int | tuple[int, int] | None, frames: int | None
+    kind: Kind,
+    path: Path,
+    heads: int | None,
+    image_size: int | tuple[int, int] | None,
+    frames: int | None,
+    modality: str | None,
 ) -> Encoder:
     if kind == "run" and (path / "export" / "config.json").is_file():
         return Encoder.from_pretrained(path / "export")
@@ -152,33 +179,42 @@ def _load_encoder(
     if kind == "export":
         return Encoder.from_pretrained(path)
     if kind == "timm folder":
-        return read_timm_folder(path)
+        return read_timm_folder(path, modality)
     said = {"image_size_guess": None if image_size is None else as_pair(image_size), "frames": frames}
     if kind == "transformers":
         layout, published = read_transformers_folder(path, **said)
     else:
-        layout, published = read_published_file(path, heads=heads, **said)
+        layout, published = read_published_file(path, modality, heads=heads, **said)
     return layout.encoder(published)
 
 
-def _read_method(kind: Kind, path: Path, heads: int | None, decoder_heads: int | None, **said: Any) -> Method:
+def _read_method(
+    kind: Kind, path: Path, heads: int | None, decoder_heads: int | None, modality: str | None, **said: Any
+) -> Method:
     """The method in a file or folder of others; what a folder says of heads is believed."""
     if kind == "transformers":
         layout, published = read_transformers_folder(path, **said)
     else:
-        layout, published = read_published_file(path, heads=heads, decoder_heads=decoder_heads, **said)
+        layout, published = read_published_file(path, modality, heads=heads, decoder_heads=decoder_heads, **said)
     return layout.method(published)
 
 
 def resized(encoder: Encoder, image_size: int | tuple[int, int] | None, frames: int | None = None) -> Encoder:
-    """The encoder for other images or clips, in place; as it is where they are its own, or not given."""
+    """The encoder for other images, clips or sounds, in place; as it is where they are its own, or not given."""
     wanted = {"image_size": None if image_size is None else as_pair(image_size), "frames": frames}
     configs = [tokenizer.config for tokenizer in encoder.tokenizers.values()]
-    if frames is not None and not any(hasattr(config, "frames") for config in configs):
-        raise MmsslError(f"frames= is for encoders of video, and this one reads {', '.join(encoder.modalities)}.")
+    for name, kinds in (("image_size", "images or video"), ("frames", "video or audio")):
+        if wanted[name] is not None and not any(hasattr(config, name) for config in configs):
+            reads = ", ".join(encoder.modalities)
+            raise MmsslError(f"{name}= is for encoders of {kinds}, and this one reads {reads}.")
     if any(value not in (None, getattr(c, name, value)) for c in configs for name, value in wanted.items()):
         encoder.resize(image_size, frames)
     return encoder
+
+
+def _modality(encoder: Encoder) -> str:
+    """What an encoder reads, without the name of a camera."""
+    return encoder.modalities[0].split("/")[0]
 
 
 def _own(method: Method, name: str, otherwise: Any) -> Any:
@@ -193,7 +229,7 @@ def _own(method: Method, name: str, otherwise: Any) -> Any:
     return getattr(method.config, name, otherwise)
 
 
-def _agree(source: str | Path, name: str, given: Any, own: Any) -> None:
+def agree(source: str | Path, name: str, given: Any, own: Any) -> None:
     """What the user says must not contradict what the source itself says."""
     if given is not None and given != own:
         raise MmsslError(

@@ -66,11 +66,17 @@ def _encoder_config(published: Published, sizes: Sizes, modality: str) -> Encode
     channels = state["patch_embed.proj.weight"].shape[1]
     table = state["pos_embed"][0, prefix:].float()
     fixed = sizes.dim % 4 == 0 and torch.allclose(table, sincos_2d(sizes.dim, grid), atol=1e-4)
+    mean, std = (_of_grey(values, channels) for values in (facts.mean, facts.std))
     return EncoderConfig(
-        tokenizers={modality: ImageTokenizerConfig("image", size, patch, channels, facts.mean, facts.std)},
+        tokenizers={modality: ImageTokenizerConfig("image", size, patch, channels, mean, std)},
         **trunk_options(published, sizes),
         positions="sincos" if fixed else "learned",
     )
+
+
+def _of_grey(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Mean or std of each channel; a grey image that only those of three colours are known of has their average."""
+    return (sum(values) / len(values),) if channels == 1 else values
 
 
 def _mae_config(published: Published, encoder: Sizes, decoder: Sizes) -> MAEConfig:

@@ -11,7 +11,7 @@ from typing import Any
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.methods.base import Method
-from mmssl.weights import huggingface, official, siammae, stmae, videomae, videomae_transformers
+from mmssl.weights import audiomae, huggingface, official, siammae, stmae, videomae, videomae_transformers
 from mmssl.weights.files import State, read_json, read_state
 from mmssl.weights.layout import Facts, Published, is_authors_layout
 from mmssl.weights.naming import listed
@@ -34,6 +34,11 @@ class Layout:
     """Reads a folder of transformers'."""
     model_types: tuple[str, ...] = ()
     """What the config.json of such a folder calls itself."""
+    modality: str = "image"
+    """What its encoders read."""
+    sure: Callable[[State, dict[str, Any], dict[str, Any]], bool] = lambda state, arguments, said: True
+    """Where another modality has the same names and shapes: whether tensors, training arguments, and what the user says
+    (fields of `Facts`) are of this one."""
 
 
 LAYOUTS = (
@@ -45,6 +50,7 @@ LAYOUTS = (
         method=videomae.build_videomae,
         folder=videomae_transformers.read_folder_of,
         model_types=("videomae",),
+        modality="video",
     ),
     Layout(
         "the ST-MAE authors' and PySlowFast's ViT",
@@ -52,6 +58,7 @@ LAYOUTS = (
         read=stmae.read_file,
         encoder=stmae.build_encoder,
         method=stmae.build_stmae,
+        modality="video",
     ),
     Layout(
         "CropMAE's and SiamMAE",
@@ -59,6 +66,15 @@ LAYOUTS = (
         read=siammae.read_file,
         encoder=official.build_encoder,
         method=siammae.build_siammae,
+    ),
+    Layout(
+        "the Audio-MAE authors'",
+        recognise=audiomae.is_audiomae_layout,
+        sure=audiomae.says_audio,
+        read=audiomae.read_file,
+        encoder=audiomae.build_encoder,
+        method=audiomae.build_audiomae,
+        modality="audio",
     ),
     Layout(
         "the MAE authors' and timm's ViT",
@@ -76,22 +92,27 @@ MODEL_TYPES = tuple(t for layout in LAYOUTS for t in layout.model_types)
 """transformers' kinds of models that can be read, as their config.json calls them."""
 
 
-def read_published_file(path: Path, **said: Any) -> tuple[Layout, Published]:
+def read_published_file(path: Path, modality: str | None = None, **said: Any) -> tuple[Layout, Published]:
     """Weights of one file and the family that it is of, by its names.
 
     Args:
         path: the file.
+        modality: what its encoder reads, image, video or audio; None = what the file itself tells.
         said: what the user says, fields of `Facts`; it comes before what the file says. None = nothing.
 
     Raises:
-        MmsslError: no such file, damaged, pickled code, or of no known family.
+        MmsslError: no such file, damaged, pickled code, of no known family, or of none of that modality.
     """
     state, arguments = read_state(path)
-    layout = next((layout for layout in LAYOUTS if layout.recognise(state)), None)
-    if layout is None:
+    fitting = [layout for layout in LAYOUTS if layout.recognise(state)]
+    if not fitting:
         raise MmsslError(f"{path} {_no_layout(state)}")
-    state, told = layout.read(state, arguments, path)
-    return layout, _with(Published(state, str(path), Facts(**told)), said)
+    for layout in fitting:
+        if layout.sure(state, arguments, said) if modality is None else layout.modality == modality:
+            state, told = layout.read(state, arguments, path)
+            return layout, _with(Published(state, str(path), Facts(**told)), said)
+    own = " or ".join(dict.fromkeys(layout.modality for layout in fitting))
+    raise MmsslError(f"{path} holds a model of {own} by its names and shapes, not of {modality}; leave out modality.")
 
 
 def read_transformers_folder(folder: Path, **said: Any) -> tuple[Layout, Published]:

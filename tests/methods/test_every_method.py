@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mmssl
+from mmssl.data.audio_sampling import AudioSampling
 from mmssl.data.clips import ClipSampling
 from mmssl.errors import MmsslError
 from mmssl.keys import sample_keys
@@ -15,15 +16,17 @@ from mmssl.training.pictures import save_pictures
 
 TINY = {
     "size": "custom", "dim": 16, "depth": 2, "heads": 2, "image_size": 16, "patch_size": 4, "frames": 4, "tubelet": 2,
-    "mask_ratio": 0.5, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2,
+    "mel_bins": 16, "mask_ratio": 0.5, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2,
 }  # fmt: skip
-CANDIDATES = {"image": (3, 16, 16), "video": (4, 3, 16, 16), "pair": (2, 3, 16, 16)}
+SOUND = {"frames": 32}  # in place of these, where there are mel bins
+CANDIDATES = {"image": (3, 16, 16), "video": (4, 3, 16, 16), "pair": (2, 3, 16, 16), "audio": (1, 5000)}
 
 
 def tiny(name: str):
     fields = {field.name for field in dataclasses.fields(METHODS.get(name).config_class)}
+    wanted = TINY | SOUND if "mel_bins" in fields else TINY
     torch.manual_seed(0)
-    return mmssl.create_method(name, **{key: value for key, value in TINY.items() if key in fields})
+    return mmssl.create_method(name, **{key: value for key, value in wanted.items() if key in fields})
 
 
 def batch_for(method, n: int = 4) -> dict[str, torch.Tensor]:
@@ -31,7 +34,8 @@ def batch_for(method, n: int = 4) -> dict[str, torch.Tensor]:
     generator, refused = torch.Generator().manual_seed(1), []
     for name, shape in CANDIDATES.items():
         x = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
-        batch = {"image" if name == "image" else "video": x, "index": torch.arange(n)}
+        x = 0.001 * (x.float() - 127.5) if name == "audio" else x
+        batch = {"video" if name == "pair" else name: x, "index": torch.arange(n)}
         try:
             method.check(batch)
             return batch
@@ -73,8 +77,9 @@ def test_what_it_reconstructs_can_be_looked_at(method):
     shapes = {tuple(found[key].shape) for key in ("target", "masked", "prediction")}
     assert len(shapes) == 1 and len(shapes.pop()) in (4, 5)
     assert found["mask"].dtype == torch.bool and 0 < found["mask"].float().mean() < 1
+    low, high = (-20, 10) if "audio" in batch else (0, 1)  # log-mel values, or pixels
     for key in ("target", "masked", "prediction"):
-        assert found[key].dtype == torch.float32 and found[key].min() >= 0 and found[key].max() <= 1
+        assert found[key].dtype == torch.float32 and found[key].min() >= low and found[key].max() <= high
     hidden = (found["masked"] != found["target"]).any(-3)
     assert 0 < hidden.float().mean() < 1
     shown = ~hidden.unsqueeze(-3).expand_as(found["target"])
@@ -86,6 +91,7 @@ class Held:
 
     def __init__(self, batch):
         self.batch = batch
+        self.audio = AudioSampling() if "audio" in batch else None
         self.clip = ClipSampling(frames=batch["video"].shape[1]) if "video" in batch else None
 
     def open(self, split="train"):
@@ -101,6 +107,10 @@ class Held:
 def test_its_pictures_are_saved(method, tmp_path):
     batch = batch_for(method.eval())
     save_pictures(method, Held(batch), tmp_path)
+    if "audio" in batch:
+        with np.load(tmp_path / "spectrograms.npz") as file:
+            assert file["original"].shape == file["masked"].shape == file["reconstructed"].shape == (4, 32, 16)
+        return
     with np.load(tmp_path / "reconstruction.npz") as file:
         assert file["original"].shape == file["masked"].shape == file["reconstructed"].shape
         assert file["original"].ndim == (5 if "video" in batch else 4) and file["original"].dtype == np.uint8

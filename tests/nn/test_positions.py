@@ -12,10 +12,12 @@ from mmssl.errors import MmsslError
 from mmssl.nn.positions import (
     Positioned,
     interpolate_positions,
+    recut_positions,
     separable,
     sincos_1d,
     sincos_2d,
     sincos_3d,
+    sincos_swapped,
     sinusoid,
 )
 
@@ -112,6 +114,50 @@ def test_interpolation_over_time_is_linear_at_every_place():
         torch.testing.assert_close(larger[t : t + 1], wanted)
     times = interpolate_positions(torch.tensor([[[0.0], [1.0]]]), (2,), (4,))
     torch.testing.assert_close(times[0, :, 0], torch.tensor([0, 0.25, 0.75, 1]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 4))
+def test_swapped_equals_the_table_of_the_exchanged_sides(quarter, times, pitches):
+    table = sincos_swapped(4 * quarter, times * pitches, times)
+    torch.testing.assert_close(table, slow_2d(4 * quarter, pitches, times, True), atol=1e-6, rtol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
+def test_recutting_a_swapped_table_keeps_the_columns_that_it_began_with(times, later, pitches):
+    table = sincos_swapped(8, times * pitches, times)[None]
+    wanted = sincos_swapped(8, later * pitches, times)[None]
+    if pitches > 1 or later <= times:  # of one pitch the table has one row, which could be of any length
+        assert torch.equal(recut_positions(table, (times, pitches), (later, pitches), "sincos_swapped"), wanted)
+    once = recut_positions(table, (times, pitches), (2 * times, pitches), "sincos_swapped")
+    twice = recut_positions(once, (2 * times, pitches), (3 * times, pitches), "sincos_swapped")
+    straight = recut_positions(table, (times, pitches), (3 * times, pitches), "sincos_swapped")
+    assert pitches == 1 or torch.equal(twice, straight)
+
+
+@pytest.mark.parametrize("scheme", ["sincos", "sincos_row", "sinusoid", "sincos_swapped", "learned"])
+def test_recutting(scheme):
+    formulas = {
+        "sincos": lambda t: sincos_2d(8, (t, 3)),
+        "sincos_row": lambda t: sincos_2d(8, (t, 3), "row_first"),
+        "sinusoid": lambda t: sinusoid(8, 3 * t),
+        "sincos_swapped": lambda t: sincos_swapped(8, 3 * t, 5),
+        "learned": lambda t: torch.randn(3 * t, 8),
+    }
+    table = formulas[scheme](5)[None]
+    assert torch.equal(recut_positions(table, (5, 3), (2, 3), scheme), table[:, :6])
+    assert torch.equal(recut_positions(table, (5, 3), (5, 3), scheme), table)
+    other = interpolate_positions(table, (5, 3), (4, 6))
+    assert torch.equal(recut_positions(table, (5, 3), (4, 6), scheme), other)
+    longer = recut_positions(table, (5, 3), (9, 3), scheme)
+    if scheme == "learned":
+        assert torch.equal(longer, interpolate_positions(table, (5, 3), (9, 3)))
+        return
+    assert torch.equal(longer[0], formulas[scheme](9))
+    trained = table + 0.1 * torch.randn(8)
+    wanted = interpolate_positions(trained, (5, 3), (9, 3))
+    assert torch.equal(recut_positions(trained, (5, 3), (9, 3), scheme), wanted)
 
 
 def test_two_tables_are_resized_each_along_its_own_axes():

@@ -103,7 +103,21 @@ def test_duration(seconds: float, text: str):
 
 @pytest.mark.parametrize(
     ("value", "spread", "text"),
-    [(0.31, None, "0.310"), (0.55, 0.012, "0.550 ± 0.012"), (0.0061, None, "0.0061"), (0.0, None, "0.000")],
+    [
+        (0.31, None, "0.310"),
+        (0.55, 0.012, "0.550 ± 0.012"),
+        (0.0061, None, "0.0061"),
+        (0.0, None, "0.000"),
+        (-2e-16, None, "0.000"),
+        (144.6436, 2.25, "144.6 ± 2.2"),
+    ],
 )
 def test_score(value: float, spread: float | None, text: str):
     assert words.score(value, spread) == text
+
+
+def test_scores_beside_another_of_the_same_probe_do_not_count_again():
+    values = {"pretrained": Score(0.6), "random": Score(0.4)}
+    probes = [Probe("knn", "labels", name, True, values) for name in ("map", "auc", "dprime")]
+    assert words.probe_summary(probes).text == "The pretrained encoder beats a random one in the frozen-feature probe."
+    assert [words.metric(p.metric) for p in probes] == ["mAP", "mAUC", "d′"]

@@ -15,7 +15,7 @@ from mmssl.training.optim import OptimConfig
 class ToyDataset:
     """`n` random inputs x (8,) with targets linear in them."""
 
-    modality, name = "x", "toy"
+    modality, name, balance, epoch_samples = "x", "toy", False, None
 
     def __init__(self, n: int = 24):
         generator = torch.Generator().manual_seed(0)

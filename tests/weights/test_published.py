@@ -2,6 +2,7 @@
 
 import argparse
 
+import audiomae_models
 import pytest
 import torch
 from test_siammae import DIM, HEADS, Oracle
@@ -26,7 +27,7 @@ def same(a, b):
 
 
 def test_every_family_is_told_from_the_others(tmp_path, make_vit, make_vitmae, make_videomae, make_stmae):
-    videos, stmae, cropmae, mae = (layout.name for layout in LAYOUTS)
+    videos, stmae, cropmae, audiomae, mae = (layout.name for layout in LAYOUTS)
     for state, name in (
         (make_vit().state_dict(), mae),
         (make_vitmae().state_dict(), mae),
@@ -36,6 +37,10 @@ def test_every_family_is_told_from_the_others(tmp_path, make_vit, make_vitmae, m
         (authors_state(make_videomae("ForVideoClassification"), ""), videos),
         (make_stmae("MaskedAutoencoder").state_dict(), stmae),
         (make_stmae("Classifier").state_dict(), stmae),
+        (audiomae_models.make(audiomae_models.MaskedAutoencoder).state_dict(), audiomae),
+        (audiomae_models.make(audiomae_models.MaskedAutoencoder, decoder="global").state_dict(), audiomae),
+        (audiomae_models.make(audiomae_models.Classifier).state_dict(), audiomae),
+        (make_vit(in_chans=1).state_dict(), mae),
     ):
         torch.save({"model": state}, tmp_path / "x.pth")
         assert read_published_file(tmp_path / "x.pth")[0].name == name

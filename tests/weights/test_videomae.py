@@ -151,7 +151,7 @@ def test_damaged_and_pickled_files(tmp_path, make_videomae):
 
 def test_frames_are_of_video_alone(tmp_path, make_vit):
     torch.save({"model": make_vit().state_dict()}, tmp_path / "mae.pth")
-    with pytest.raises(MmsslError, match="frames= is for encoders of video, and this one reads image"):
+    with pytest.raises(MmsslError, match="frames= is for encoders of video or audio, and this one reads image"):
         mmssl.load(tmp_path / "mae.pth", heads=HEADS, frames=16)
 
 
