@@ -135,7 +135,9 @@ def runs(splits: Splits, args: argparse.Namespace) -> Iterator[dict]:
                 about = {"decoder": decoder, "depth": depth, "ratio": ratio, "seed": seed, "seconds": args.seconds}
                 found = pretrain(method.train(), splits.train, args, seed)
                 scores = judge(method.encoder.requires_grad_(False).eval(), splits, args)
-                yield {**about, "norm_pix": args.norm_pix, **found, "scores": scores}
+                if args.save is not None:
+                    method.encoder.save_pretrained(args.save / f"{args.folder.name}-{decoder}-{ratio:g}-{seed}")
+                yield {**about, "norm_pix": args.norm_pix, "labels": args.labels, **found, "scores": scores}
 
 
 def baselines(splits: Splits, args: argparse.Namespace) -> Iterator[dict]:
@@ -196,6 +198,9 @@ def main() -> None:
     parser.add_argument("--norm-pix", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument(
+        "--save", type=Path, help="a folder for the encoders, which `mmssl probe` reads"
+    )
     parser.add_argument("--labels", type=int, default=5, help="labelled sounds of each class")
     parser.add_argument("--draws", type=int, default=3)
     args = parser.parse_args()

@@ -28,7 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmssl.nn.linear import linear
+from mmssl.nn.linear import MULTIPLIES_BF16, linear
 from mmssl.training.memory import keep_freed_memory
 
 Step = Callable[[], None]
@@ -179,7 +179,8 @@ class MatrixRate:
 
     def measure(self) -> None:
         device = self.settings.device
-        n = 8192 if device == "cuda" else 2048
+        slow = device == "cpu" and self.dtype == "bf16" and not MULTIPLIES_BF16  # torch loops there, for minutes
+        n = 8192 if device == "cuda" else 512 if slow else 2048
         self.operands = self.operands or [torch.randn(n, n, device=device, dtype=DTYPES[self.dtype])] * 2
         a, b = self.operands
         for product in (lambda: a @ b, lambda: linear(a, b)):

@@ -16,6 +16,7 @@ from mmssl.errors import MmsslError, unknown_name
 from mmssl.evaluation.baselines import random_like, raw_inputs
 from mmssl.evaluation.clip_reconstruction import judge_clips
 from mmssl.evaluation.features import POOLINGS, EvaluatorConfig, Splits, device_of, mean_and_spread
+from mmssl.evaluation.folds import Folds, fold_numbers, through_folds
 from mmssl.evaluation.frames import fit_to, is_video
 from mmssl.evaluation.pictures import feature_pictures, save_arrays
 from mmssl.evaluation.reconstruction import Reconstruction, judge_reconstruction
@@ -43,6 +44,7 @@ def probe(
     options: tuple[str, ...] = (),
     camera: str | None = None,
     clip: tuple[str, ...] = (),
+    folds: Folds | None = None,
     limit: int | None = None,
     batch_size: int = 256,
     workers: int = 0,
@@ -67,6 +69,7 @@ def probe(
         options: settings of evaluators, e.g. knn.k=[5,10] attentive.steps=500.
         camera: which camera of a recorded dataset.
         clip: how clips are sampled, e.g. how=dense frames=8 stride=2, or none; of sound seconds=5; as the run did.
+        folds: of data in folds (ESC-50): all, or the numbers of those that are tested, one after the other.
         limit: at most so many samples of the training and of the test part, spread evenly.
         batch_size: images, or frames of clips, in one pass of the encoder; never changes the scores.
         workers: processes that read images or clips.
@@ -74,19 +77,44 @@ def probe(
         device: auto, cpu, cuda or mps.
         quiet: no progress and no table.
     """
-    shared = {"labels_per_class": labels_per_class, "labels": labels, "draws": draws, "seed": seed}
-    shared |= {"pooling": pooling, "batch_size": batch_size, "workers": workers}
+    shared = {"labels_per_class": labels_per_class, "labels": labels, "draws": draws, "seed": seed, "pooling": pooling}
+    shared |= {"batch_size": batch_size, "workers": workers}
     questions = [parse_question(name, shared, options) for name in evaluators]
     encoder = load_encoder(weights, device)
     choice = DataChoice.for_encoder(encoder, weights, data, clip, target=target, camera=camera, limit=limit)
-    splits = choice.splits()
-    encoder = fit_to(encoder, splits.train)
     run = Path(weights) if (Path(weights) / "config.yaml").is_file() else None
-    keep = partial(write_scores, run) if run else None
-    rows = judge(encoder, splits, questions, random_seeds=random_seeds, pixels=pixels, quiet=quiet, keep=keep)
+    ask = partial(judge, questions=questions, random_seeds=random_seeds, pixels=pixels, quiet=quiet)
+    rows, encoder, splits = judge_folds(encoder, choice, folds, ask, partial(write_scores, run) if run else None)
     if run and reconstruction:
         reconstruct_and_draw(run, encoder, choice, splits, device, quiet)
     return rows
+
+
+Keep = Callable[[Sequence[Score]], Any] | None
+
+
+def judge_folds(
+    encoder: nn.Module, choice: DataChoice, folds: Folds | None, ask: Callable[..., list[Score]], keep: Keep = None
+) -> tuple[list[Score], nn.Module, Splits]:
+    """Scores on the test part, or on every fold and their mean; the encoder as it fits the data, and the last parts.
+
+    Args:
+        ask: (encoder, splits, keep=...) -> scores, as `judge`.
+        keep: called with scores as soon as they are there.
+    """
+    if folds is None:
+        splits = choice.splits()
+        encoder = fit_to(encoder, splits.train)
+        return ask(encoder, splits, keep=keep), encoder, splits
+    whole, seen = choice.part("all"), []
+
+    def test_fold(number: int) -> list[Score]:
+        seen.append(dataclasses.replace(choice, fold=number).splits())
+        return ask(fit_to(encoder, seen[-1].train), seen[-1])
+
+    rows = through_folds(fold_numbers(folds, whole), whole.folds, test_fold, keep)
+    print(table([row for row in rows if "folds" in row.evaluator]))
+    return rows, fit_to(encoder, seen[-1].train), seen[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +171,7 @@ def judge(
     random_seeds: int = 1,
     pixels: bool = True,
     quiet: bool = False,
-    keep: Callable[[Sequence[Score]], Any] | None = None,
+    keep: Keep = None,
 ) -> list[Score]:
     """Put every question to the encoder, to random encoders of its shape, and to the raw pixels or spectrograms.
 

@@ -153,6 +153,7 @@ class DataChoice:
         audio: how sounds are sampled; None for pictures.
         limit: at most so many samples (videos) of each part, spread evenly.
         several: the encoder reads several cameras at once, if the run's data have them.
+        fold: of data in folds, the one that is the test part; None for the data's own choice.
     """
 
     source: str | Path
@@ -164,6 +165,7 @@ class DataChoice:
     audio: AudioSampling | None = None
     limit: int | None = None
     several: bool = False
+    fold: int | None = None
 
     @classmethod
     def for_encoder(
@@ -188,6 +190,7 @@ class DataChoice:
     def part(self, split: str, views: bool = False) -> Any:
         """One split of the given data, or of the run's own."""
         wanted = {"split": split, "image_size": self.image_size, "clip": self.clip, "audio": self.audio, "views": views}
+        wanted |= {} if self.fold is None else {"fold": self.fold}
         if self.data:
             dataset = open_dataset(self.data, target=self.target, camera=self.camera, **wanted)
         else:

@@ -217,6 +217,22 @@ def test_a_run_is_probed_beside_random_statistics_and_spectrogram(run, capsys):
     assert "logmel" in capsys.readouterr().out
 
 
+def test_every_fold_is_tested_once(run, words, tmp_path, capsys):
+    files = sorted((words / "train").glob("*/*.wav"))
+    lines = [f"{file},{file.parent.name},{k % 2 + 1}" for k, file in enumerate(files)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,fold", *lines]) + "\n")
+    settings = {"data": (str(tmp_path / "list.csv"),), "evaluators": ("knn",), "options": ("knn.k=[1]",)}
+    rows = probe(str(run), **settings, folds="all", pixels=False, reconstruction=False)
+    own = {row.evaluator: row for row in rows if row.encoder == "pretrained"}
+    assert set(own) == {"knn, fold 1", "knn, fold 2", "knn, 2 folds"}
+    each = [own[f"knn, fold {k}"].value for k in (1, 2)]
+    assert own["knn, 2 folds"].value == pytest.approx(sum(each) / 2)
+    (alone,) = probe(str(run), **settings, folds=(2,), pixels=False, reconstruction=False, quiet=True)[:1]
+    assert alone.value == each[1]
+    with pytest.raises(MmsslError, match="come in no folds"):
+        probe(str(run), data=(str(words),), folds="all")
+
+
 def test_several_stretches_of_a_sound_are_judged_as_one(run, words):
     encoder = mmssl.load(run)
     choice = DataChoice.for_encoder(encoder, run, (str(words),), ("seconds=0.5", "test_clips=2"), target="class")
