@@ -36,7 +36,7 @@ from mmssl.training.optim import OptimConfig, parameter_groups
 
 SHAPE = {"size": "custom", "dim": 128, "depth": 4, "heads": 4, "frames": 96, "mel_bins": 64, "patch_size": (8, 16)}
 DECODER = {"decoder_dim": 64, "decoder_heads": 4}
-QUESTIONS = ("ridge", "ridge:bands")
+QUESTIONS = ("ridge", "ridge:bands", "ridge:grid4")
 
 
 class Spectrograms(Dataset):
@@ -122,6 +122,7 @@ def fresh(
     depth = args.window_depth if decoder == "window" else args.global_depth
     torch.manual_seed(seed)
     options = {"decoder": decoder, "mask_ratio": ratio, "decoder_depth": depth, "norm_pix": args.norm_pix}
+    options["positions"] = args.positions
     return create_method("audiomae", **SHAPE, **DECODER, **statistics, **options)
 
 
@@ -137,7 +138,14 @@ def runs(splits: Splits, args: argparse.Namespace) -> Iterator[dict]:
                 scores = judge(method.encoder.requires_grad_(False).eval(), splits, args)
                 if args.save is not None:
                     method.encoder.save_pretrained(args.save / f"{args.folder.name}-{decoder}-{ratio:g}-{seed}")
-                yield {**about, "norm_pix": args.norm_pix, "labels": args.labels, **found, "scores": scores}
+                yield {
+                    **about,
+                    "positions": args.positions,
+                    "norm_pix": args.norm_pix,
+                    "labels": args.labels,
+                    **found,
+                    "scores": scores,
+                }
 
 
 def baselines(splits: Splits, args: argparse.Namespace) -> Iterator[dict]:
@@ -195,12 +203,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--window-depth", type=int, default=2)
     parser.add_argument("--global-depth", type=int, default=1)
+    parser.add_argument("--positions", choices=("sincos_swapped", "sincos", "learned"), default="sincos_swapped")
     parser.add_argument("--norm-pix", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument(
-        "--save", type=Path, help="a folder for the encoders, which `mmssl probe` reads"
-    )
+    parser.add_argument("--save", type=Path, help="a folder for the encoders, which `mmssl probe` reads")
     parser.add_argument("--labels", type=int, default=5, help="labelled sounds of each class")
     parser.add_argument("--draws", type=int, default=3)
     args = parser.parse_args()

@@ -182,8 +182,9 @@ def main() -> None:
     parser.add_argument("what", choices=("words", "notes"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--test-pitches", nargs="+", type=int, default=TEST_PITCHES, help="of notes: MIDI numbers")
     args = parser.parse_args()
-    made = {"words": words, "notes": notes}[args.what](seed=args.seed)
+    made = words(seed=args.seed) if args.what == "words" else notes(test_pitches=args.test_pitches, seed=args.seed)
     print(f"{write(made, args.folder, args.seed)} clips of {SECONDS:g} s at {RATE} Hz in {args.folder}")
 
 

@@ -34,6 +34,8 @@ from mmssl.training.memory import keep_freed_memory
 Step = Callable[[], None]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BASELINE = "transformers"
+OTHERS = ("transformers", "timm")
+"""How the sides that are not ours begin."""
 
 
 @dataclass
@@ -104,7 +106,7 @@ class Side:
         make = partial(task.make_step, side, dtype, settings.batch, settings.device)
         if settings.device == "cpu":
             self.process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-            keep = settings.same_allocator or side.startswith("ours")
+            keep = settings.same_allocator or not side.startswith(OTHERS)
             threads = settings.threads or torch.get_num_threads()
             self.peak = self.process.submit(_begin, make, threads, keep).result()
             self.seconds = lambda: self.process.submit(_time, settings).result()

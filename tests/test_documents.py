@@ -1,9 +1,10 @@
-"""The documents' own `mmssl` commands: each names what exists, and those on video run with tiny budgets."""
+"""The documents' own `mmssl` commands: each names what exists; those on video and sound run with tiny budgets."""
 
 import importlib.util
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,16 @@ def test_the_documents_are_read():
     assert len(ALL) > 30
 
 
-def toys():
-    """tests/data/video_toys.py, which is no package's module."""
-    spec = importlib.util.spec_from_file_location("video_toys", ROOT / "tests/data/video_toys.py")
-    module = importlib.util.module_from_spec(spec)
+def load_script(path: Path):
+    """A file that is no package's module."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_for_documents", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def toys():
+    return load_script(ROOT / "tests/data/video_toys.py")
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +102,25 @@ def test_wrong_input_is_one_sentence(recipe, options, words, videos, tmp_path, c
         cli.main([*command, *cache, *options])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and words in said and "Traceback" not in said and not (tmp_path / "run/export").exists()
+
+
+def test_the_commands_on_words_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    """Every line of docs/methods/audiomae.md on `runs/words` and on the run that learned from it."""
+    pytest.importorskip("espeakng_loader")
+    monkeypatch.chdir(tmp_path)
+    sounds = load_script(ROOT / "benchmarks/sounds.py")
+    sounds.write(sounds.words(("yes", "no"), sounds.TRAIN_VOICES[:6], sounds.TEST_VOICES[:3], takes=1), "runs/words")
+    steps = ["--loop.steps", "2", "--loop.batch-size", "4", "--optim.warmup-steps", "0"]
+    tiny = {
+        "pretrain": [*TINY, *steps],
+        "probe": shlex.split("--options attentive.steps=2 logistic.l2=[0.1] --device cpu"),
+        "finetune": [*steps, "--optim.warmup-epochs", "None", "--loop.epochs", "None", "--loop.workers", "0"],
+    }
+    lines = [line for line in commands(ROOT / "docs/methods/audiomae.md") if "runs/words" in line]
+    verbs = [line.split()[1] for line in lines]
+    assert set(verbs) >= {"pretrain", "probe", "embed", "finetune"}
+    for verb, line in zip(verbs, lines, strict=True):
+        cli.main([*shlex.split(line)[1:], *tiny.get(verb, [])])
+    said = capsys.readouterr().out
+    assert "logmel" in said and "spectrogram" in said and "(18, 64)" in said
+    assert json.loads(Path("runs/words-finetune/scores.json").read_text())["rows"]
