@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from mmssl.encoder import Features
 from mmssl.errors import MmsslError
 from mmssl.evaluation.frames import FrameEncoder
-from mmssl.tokenizers.audio import AudioTokenizer
-from mmssl.training.sounds import audio_tokenizer
+from mmssl.tokenizers.audio import AudioTokenizer, audio_tokenizer
 
 
 def random_like(encoder: nn.Module, seed: int = 0) -> nn.Module:

@@ -20,7 +20,7 @@ from mmssl.data.vetting import vet_once
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import EvaluatorConfig, FeatureSet, Splits, device_of, labels_of, over_draws
-from mmssl.evaluation.finetune_audio import set_to_sound, sound_tokenizer
+from mmssl.evaluation.finetune_audio import set_to_sound
 from mmssl.evaluation.finetune_model import FinetuneModel, HeadConfig, build_model, mixer
 from mmssl.evaluation.folds import Folds, fold_numbers, through_folds
 from mmssl.evaluation.frames import fit_to, frames_of
@@ -30,6 +30,7 @@ from mmssl.evaluation.sources import image_size_of
 from mmssl.evaluation.views import label_of_views
 from mmssl.paths import runs_dir
 from mmssl.registry import register_evaluator
+from mmssl.tokenizers.audio import audio_tokenizer
 from mmssl.training.checkpoint import RunFolder
 from mmssl.training.lock import is_main_process
 from mmssl.training.logging import say
@@ -128,7 +129,7 @@ def _tune(encoder: Encoder, config: FinetuneConfig, folder: RunFolder, overwrite
 
 def _image_size_of(encoder: Encoder) -> tuple[int, int] | None:
     """(H, W) of the pictures that an encoder takes, None for one of sound."""
-    return None if sound_tokenizer(encoder) is not None else image_size_of(encoder)
+    return None if audio_tokenizer(encoder) is not None else image_size_of(encoder)
 
 
 def with_clips_for(encoder: Encoder, data: DataConfig) -> DataConfig:

@@ -5,7 +5,7 @@ transforms of training (Huang et al. 2022, Audio-MAE, arXiv 2207.06405).
 import dataclasses
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.data.audio_mixing import WaveformMix
 from mmssl.data.audio_sampling import AudioSampling
@@ -13,14 +13,8 @@ from mmssl.data.loading import DataConfig
 from mmssl.data.spec_augment import SpecAugment
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
-from mmssl.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
+from mmssl.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig, audio_tokenizer
 from mmssl.training.logging import say
-
-
-def sound_tokenizer(encoder: nn.Module) -> AudioTokenizer | None:
-    """The tokenizer of an encoder's sound, None where it hears nothing."""
-    found = (t for t in getattr(encoder, "tokenizers", {}).values() if isinstance(t, AudioTokenizer))
-    return next(found, None)
 
 
 def set_to_sound(
@@ -44,7 +38,7 @@ def set_to_sound(
     Raises:
         MmsslError: frames or statistics for an encoder that hears nothing, or impossible ones.
     """
-    tokenizer = sound_tokenizer(encoder)
+    tokenizer = audio_tokenizer(encoder)
     if tokenizer is None:
         if frames is not None or statistics is not None:
             reads = ", ".join(encoder.modalities)

@@ -17,12 +17,13 @@ from mmssl.data.spec_augment import SpecAugment
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.evaluation.features import Splits, device_of, groups_of, in_order, labels_of
-from mmssl.evaluation.finetune_audio import SoundTransform, sound_tokenizer
+from mmssl.evaluation.finetune_audio import SoundTransform
 from mmssl.evaluation.fitting import TargetScaler, linear_probe_head
 from mmssl.evaluation.frames import FrameEncoder, clip_key, encode_frames
 from mmssl.evaluation.views import average_views
 from mmssl.masking import TimeFrequencyMask
 from mmssl.nn.heads import AttentiveHead, LinearHead
+from mmssl.tokenizers.audio import audio_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +235,7 @@ def _refuse(encoder: nn.Module, task: str, config: HeadConfig) -> None:
         raise MmsslError("wave_mix and the loss bce need a target of classes, and this one is a regression.")
     if config.loss == "bce" and config.label_smoothing:
         raise MmsslError("label smoothing is for cross-entropy: set label_smoothing to 0, or loss to task.")
-    sound = sound_tokenizer(encoder) is not None
+    sound = audio_tokenizer(encoder) is not None
     if config.hears and not sound:
         raise MmsslError(f"{' and '.join(config.hears)} are for sound, and this encoder hears none: leave them out.")
     if config.mixes_pictures and sound:
@@ -254,4 +255,4 @@ def mixer(config: HeadConfig, classes: int, task: str = "single_label", encoder:
         return None
     mix = WaveformMix(classes, config.wave_mix, config.wave_mix_alpha, task) if config.wave_mix else None
     bands = SpecAugment(*config.spec_augment) if config.spec_augment else None
-    return SoundTransform(sound_tokenizer(encoder), mix, bands)
+    return SoundTransform(audio_tokenizer(encoder), mix, bands)

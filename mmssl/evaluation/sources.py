@@ -19,7 +19,7 @@ from mmssl.evaluation.features import Splits
 from mmssl.evaluation.finetune_audio import set_to_sound
 from mmssl.evaluation.frames import check_frames, frames_of
 from mmssl.paths import list_resources
-from mmssl.training.sounds import audio_tokenizer
+from mmssl.tokenizers.audio import audio_tokenizer
 from mmssl.weights.load import load
 
 

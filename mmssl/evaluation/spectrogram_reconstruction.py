@@ -22,8 +22,8 @@ from mmssl.evaluation.spectrogram_interpolation import spectrogram_fillers
 from mmssl.keys import sample_keys
 from mmssl.losses import norm_pix_target
 from mmssl.report.spectrograms import DECIBELS
-from mmssl.tokenizers.audio import AudioTokenizer
-from mmssl.training.sounds import audio_tokenizer, sound_frames
+from mmssl.tokenizers.audio import AudioTokenizer, audio_tokenizer
+from mmssl.training.sounds import sound_frames
 
 
 class _Filled(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.errors import MmsslError
 from mmssl.nn.positions import recut_positions, sincos_2d
@@ -222,6 +222,12 @@ def _end_in_sound(waveform: Tensor) -> bool:
     """Whether no row of (B, S) ends in a zero, as most clips; only known where looking waits for no device."""
     looks = waveform.device.type == "cpu" and not torch.compiler.is_compiling()
     return looks and bool((waveform[:, -1] != 0).all())
+
+
+def audio_tokenizer(encoder: nn.Module) -> AudioTokenizer | None:
+    """The tokenizer of an encoder that reads sound and nothing else."""
+    tokenizers = list(encoder.tokenizers.values()) if hasattr(encoder, "tokenizers") else []
+    return tokenizers[0] if len(tokenizers) == 1 and isinstance(tokenizers[0], AudioTokenizer) else None
 
 
 def _lengths(waveform: Tensor) -> Tensor:

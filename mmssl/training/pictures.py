@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mmssl.data.loading import DataConfig, Dataset
 from mmssl.errors import MmsslError
 from mmssl.methods.base import Method
-from mmssl.training.sounds import COUNT, audio_tokenizer, save_sounds, sound_features
+from mmssl.tokenizers.audio import audio_tokenizer
+from mmssl.training.sounds import COUNT, save_sounds, sound_features
 
 _CLIPS = 4  # clips that are shown: each has many frames
 _FRAMES = 3  # frames of one clip whose features are shown

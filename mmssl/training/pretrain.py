@@ -21,6 +21,7 @@ from mmssl.data.vetting import vet_once
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.methods.base import Method, MethodConfig, create_method
+from mmssl.tokenizers.audio import audio_tokenizer
 from mmssl.training import atomic
 from mmssl.training.checkpoint import RunFolder, check_architecture
 from mmssl.training.distributed import Processes, seed_all
@@ -28,7 +29,6 @@ from mmssl.training.logging import say
 from mmssl.training.loop import FitResult, LoopConfig, fit
 from mmssl.training.optim import OptimConfig
 from mmssl.training.pictures import save_pictures
-from mmssl.training.sounds import audio_tokenizer
 from mmssl.weights.export import export_encoder
 from mmssl.weights.init import load_into
 

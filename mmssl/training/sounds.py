@@ -19,12 +19,6 @@ _SECONDS = 12.0  # of a clip that are shown and heard, at most
 _MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
-def audio_tokenizer(encoder: nn.Module) -> AudioTokenizer | None:
-    """The tokenizer of an encoder that reads sound and nothing else."""
-    tokenizers = list(encoder.tokenizers.values()) if hasattr(encoder, "tokenizers") else []
-    return tokenizers[0] if len(tokenizers) == 1 and isinstance(tokenizers[0], AudioTokenizer) else None
-
-
 def save_sounds(folder: Path, tokenizer: AudioTokenizer, audio: Tensor, found: dict[str, Tensor]) -> None:
     """Write `spectrograms.npz` and `sound/<clip>-<name>.<kind>`, as `mmssl.report.spectrograms` reads them.
 

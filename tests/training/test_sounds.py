@@ -12,10 +12,10 @@ import yaml
 from mmssl.errors import MmsslError
 from mmssl.methods.base import create_method
 from mmssl.report.html import write_report
-from mmssl.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
+from mmssl.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig, audio_tokenizer
 from mmssl.tokenizers.griffin_lim import invert
 from mmssl.training.pictures import feature_arrays, save_pictures
-from mmssl.training.sounds import audio_tokenizer, sound_frames, spectrogram_arrays, write_sound
+from mmssl.training.sounds import sound_frames, spectrogram_arrays, write_sound
 
 FRAMES, SECONDS = 96, 0.975
 TINY = {"size": "custom", "dim": 16, "depth": 1, "heads": 2, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
