@@ -7,11 +7,8 @@ seed, the task and its number, so the number of workers changes nothing, and the
 interrupted one stopped. docs/recording.md describes what is stored.
 """
 
-import contextlib
 import errno
 import shutil
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +18,7 @@ import tyro
 from mmssl.envs.crew import Job, run_jobs
 from mmssl.envs.describe import dataset_id, recipe
 from mmssl.envs.estimate import check_disk, estimate, human_size
+from mmssl.envs.interrupt import Interrupts
 from mmssl.envs.policies import find_policy
 from mmssl.envs.progress import Progress
 from mmssl.envs.randomize import RandomizeConfig
@@ -159,8 +157,8 @@ def _run(plans: list[Recording], episodes: int, workers: int, version: int, say:
             plan.folder.begin(recipe(plan.task, plan.config))
     progress = Progress(sum(len(j.episodes) for j in jobs), quiet)
     try:
-        with _sigterm_as_interrupt():
-            run_jobs(jobs, workers, progress)
+        with Interrupts() as interrupts:
+            run_jobs(jobs, workers, progress, interrupts.check)
         for plan in plans:
             plan.folder.gather()  # what an earlier, killed command had finished
             plan.folder.close()
@@ -189,21 +187,3 @@ def _sum_up(plans: list[Recording], version: int, progress: Progress, say: Any) 
         name = dataset_id(plan.task, version)
         say(f"{name}: {plan.folder.gathered()} episodes, {human_size(data.stat().st_size)}")
     say(progress.summary())
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the recording as Ctrl-C does. Outside the main thread signals are left alone."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -61,28 +61,31 @@ class Worker:
             self._recorder = None
 
 
-def run_jobs(jobs: list[Job], workers: int, progress: Callable[[dict], None]) -> None:
+def run_jobs(
+    jobs: list[Job], workers: int, progress: Callable[[dict], None], check: Callable[[], None] = lambda: None
+) -> None:
     """Record all jobs, then gather each task's episodes; on an interruption or an error those finished so far.
 
-    `progress` is called with `Recorder.record`'s answer after each episode.
+    `progress` is called with `Recorder.record`'s answer after each episode; `check` between steps, to raise what shall
+    end the recording.
     """
     finished = False
     try:
         if workers == 1:
-            _alone(jobs, progress)
+            _alone(jobs, progress, check)
         else:
-            _together(jobs, workers, progress)
+            _together(jobs, workers, progress, check)
         finished = True
     finally:
         if not finished:
             _rescue(jobs)
 
 
-def _alone(jobs: list[Job], progress: Callable[[dict], None]) -> None:
+def _alone(jobs: list[Job], progress: Callable[[dict], None], check: Callable[[], None]) -> None:
     worker = Worker()
     try:
         for job in jobs:
-            worker.record(job, progress)
+            worker.record(job, progress, check)
             job.folder.gather()
     finally:
         worker.close()
@@ -107,7 +110,7 @@ def split(jobs: list[Job], workers: int) -> list[tuple[int, Job]]:
     return chunks
 
 
-def _together(jobs: list[Job], workers: int, progress: Callable[[dict], None]) -> None:
+def _together(jobs: list[Job], workers: int, progress: Callable[[dict], None], check: Callable[[], None]) -> None:
     chunks = deque(split(jobs, workers))
     left = [len(job.episodes) for job in jobs]
     crew: dict[Connection, Any] = {}
@@ -121,6 +124,7 @@ def _together(jobs: list[Job], workers: int, progress: Callable[[dict], None]) -
             crew[ours] = process
         while crew:
             for connection in wait(list(crew)):
+                check()
                 _serve(connection, crew, chunks, jobs, left, progress)
     finally:
         for connection, process in crew.items():
