@@ -9,9 +9,10 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,123 +21,33 @@ from torch import Tensor, nn
 
 from mmssl import __version__
 from mmssl.config import from_dict, to_dict
+from mmssl.encoder_config import PICTURES, SIZES, EncoderConfig
 from mmssl.errors import MmsslError, unknown_name
+from mmssl.features import Features
 from mmssl.masking import ragged_index, visible_index
-from mmssl.nn.transformer import Block, BlockConfig, init_weights
+from mmssl.nn.gather import gather_tokens
+from mmssl.nn.transformer import Block, init_weights
 from mmssl.registry import TOKENIZERS
-from mmssl.tokenizers.base import Positions, Tokenizer, TokenizerConfig
-from mmssl.tokenizers.image import ImageTokenizerConfig
+from mmssl.tokenizers.base import Tokenizer
 
-SIZES: dict[str, tuple[int, int, int]] = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
-}
-"""Width, depth and heads of the named sizes: ViT-Ti, S, B, L and H."""
-
+__all__ = ["PICTURES", "SIZES", "Encoder", "EncoderConfig", "Features", "load_strictly"]
 
 _OF = {"image_size": "images or clips", "frames": "clips", "mel_bins": "sound"}  # what has these settings
 
 
-def _one_image() -> dict[str, TokenizerConfig]:
-    return {"image": ImageTokenizerConfig()}
+class _Part(NamedTuple):
+    """Visible tokens of one modality."""
 
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Shape and options of an encoder."""
-
-    tokenizers: dict[str, TokenizerConfig] = field(default_factory=_one_image)
-    """Batch key -> settings of its tokenizer."""
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_ratio: float = 4.0
-    qkv_bias: Literal["full", "qv", "none"] = "full"
-    norm_eps: float = 1e-6
-    gelu: Literal["exact", "tanh"] = "exact"
-    norm: Literal["pre", "post"] = "pre"
-    layer_scale: float | None = None
-    drop_path: float = 0.0
-    """Drop path of the last block; it grows linearly from 0 at the first."""
-    drop: float = 0.0
-    cls_token: bool = True
-    final_norm: bool = True
-    """LayerNorm after the last block."""
-    positions: Positions = "sincos"
-    """Fixed tables with the column first (MAE) or the row first (`sincos_row`), VideoMAE's `sinusoid`, learned ones
-    (`learned`, ST-MAE's `separable`), or none."""
-
-    def __post_init__(self) -> None:
-        if not self.tokenizers:
-            raise MmsslError("an encoder needs at least one tokenizer.")
-        if any("." in name for name in self.tokenizers):
-            raise MmsslError(f"modality names cannot hold a dot, got {list(self.tokenizers)}; rename the camera.")
-        if self.depth < 1:
-            raise MmsslError(f"depth must be at least 1, got {self.depth}.")
-        self.block(0)
-
-    def block(self, i: int) -> BlockConfig:
-        """Settings of block `i`."""
-        drop_path = self.drop_path * i / max(self.depth - 1, 1)
-        names = ("dim", "heads", "mlp_ratio", "qkv_bias", "norm_eps", "gelu", "norm", "layer_scale", "drop")
-        return BlockConfig(**{name: getattr(self, name) for name in names}, drop_path=drop_path)
-
-
-@dataclass
-class Features:
-    """What an encoder gives.
-
-    Attributes:
-        tokens: (B, N, D) patch tokens after the final norm, without cls; under masks only the visible ones.
-        index: int64 (B, N), place of each token in the whole lattice (modalities one after the other).
-        valid: bool (B, N), False = padding.
-        cls: (B, D) or None.
-        grid: modality -> lattice shape, in token order.
-    """
-
-    tokens: Tensor
-    index: Tensor
-    valid: Tensor
-    cls: Tensor | None
-    grid: dict[str, tuple[int, ...]]
-
-    def pooled(self, how: Literal["mean", "cls", "max"] = "mean") -> Tensor:
-        """One vector a sample (B, D): mean or maximum of the valid patch tokens (0 without any), or the cls token."""
-        if how == "cls":
-            if self.cls is None:
-                raise MmsslError("this encoder has no cls token; pool with 'mean' or 'max'.")
-            return self.cls
-        if how == "mean":
-            weight = self.valid.to(self.tokens.dtype)[..., None]  # (B, N, 1)
-            return (self.tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
-        if how == "max":
-            if self.tokens.shape[1] == 0:
-                return self.tokens.sum(1)
-            largest = self.tokens.masked_fill(~self.valid[..., None], -math.inf).amax(1)
-            return largest.masked_fill(~self.valid.any(1, keepdim=True), 0)
-        raise unknown_name("pooling", how, ("mean", "cls", "max"))
-
-    def map(self, modality: str | None = None) -> Tensor:
-        """Tokens of one unmasked modality as a feature map: (B, h, w, D) for an image, (B, t, h, w, D) for a clip."""
-        name = modality or next(iter(self.grid))
-        if name not in self.grid:
-            raise unknown_name("modality", name, self.grid)
-        sizes = {n: math.prod(g) for n, g in self.grid.items()}
-        if self.tokens.shape[1] != sum(sizes.values()):
-            raise MmsslError("a feature map needs all tokens; encode without masks.")
-        start = sum(size for n, size in list(sizes.items())[: list(sizes).index(name)])
-        tokens = self.tokens[:, start : start + sizes[name]]
-        return tokens.reshape(tokens.shape[0], *self.grid[name], tokens.shape[-1])
+    tokens: Tensor  # (B, n, D)
+    index: Tensor  # int64 (B, n), places in the lattice of all modalities
+    valid: Tensor | None  # bool (B, n), None where all are real
 
 
 class Encoder(nn.Module):
     """Tokenizers and a shared transformer trunk. `encoder(batch) -> Features`.
 
-    Dosovitskiy et al. 2021 (arXiv 2010.11929), with the details of MAE (arXiv 2111.06377): fixed sine-cosine positions
-    added before masking, cls added after it.
+    A batch may lack some of the modalities, which then cost nothing. Dosovitskiy et al. 2021 (arXiv 2010.11929), with
+    the details of MAE (arXiv 2111.06377): fixed sine-cosine positions added before masking, cls added after it.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -149,6 +60,10 @@ class Encoder(nn.Module):
             }
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if config.cls_token else None
+        if config.type_embedding:
+            vectors = {name: nn.Parameter(0.02 * torch.randn(1, 1, config.dim)) for name in config.modalities}
+            self.type_embed = nn.ParameterDict(vectors)
+        self.norm_pre = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config.block(i)) for i in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else nn.Identity()
         self.blocks.apply(init_weights)
@@ -161,102 +76,173 @@ class Encoder(nn.Module):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        return tuple(self.tokenizers)
+        return self.config.modalities
 
     @property
     def grids(self) -> dict[str, tuple[int, ...]]:
         """Modality -> lattice shape, in token order."""
-        return {name: tokenizer.grid for name, tokenizer in self.tokenizers.items()}
+        return {name: self.tokenizer(name).grid for name in self.modalities}
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Modality -> place of its first token in the lattice of all modalities."""
+        sizes = [math.prod(grid) for grid in self.grids.values()]
+        return dict(zip(self.modalities, [0, *accumulate(sizes)], strict=False))
+
+    def tokenizer(self, modality: str) -> Tokenizer:
+        """What reads a modality: its own tokenizer, or the one that all views share."""
+        shared = modality.partition("/")[0]
+        if modality not in self.tokenizers and (modality not in self.modalities or shared not in self.tokenizers):
+            raise unknown_name("modality", modality, self.modalities)
+        return self.tokenizers[modality if modality in self.tokenizers else shared]
 
     def forward(
         self,
         batch: dict[str, Tensor],
         masks: dict[str, Tensor] | None = None,
         visible: dict[str, int] | None = None,
+        budget: int | None = None,
     ) -> Features:
         """Encode a batch.
 
         Args:
-            batch: modality -> raw input, as DESIGN says; `present/<modality>` bool (B,) marks rows that have it.
+            batch: modality -> raw input, as DESIGN says, of at least one modality; `present/<modality>` bool (B,) marks
+                rows that have it.
             masks: modality -> bool (B, N), True = masked; a modality that is not named is wholly visible.
-            visible: modality -> number of visible tokens, the same in every row (a sampler's `visible(grids)`). Without
-                it the largest count is read from the masks, which waits for the device; rows with fewer are padded.
+            visible: modality -> number of visible tokens, the largest of a row (a sampler's `visible(grids)`). Without
+                it that is read from the masks, which waits for the device; rows with fewer are padded.
+            budget: number of visible tokens over all modalities, where the masks leave so many in every row.
         """
         for name in masks or {}:
-            if name not in self.tokenizers:
+            if name not in self.modalities and name not in self.tokenizers:
                 raise unknown_name("modality of a mask", name, self.modalities)
-        x, index, valid = self._tokens(batch, masks, visible)
+        x, index, valid = self._tokens(batch, masks or {}, visible, budget)
         key_mask = valid
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (B, 1 + n, D)
             key_mask = valid if valid is None else nn.functional.pad(valid, (1, 0), value=True)
+        x = self.norm_pre(x)
         for block in self.blocks:
             x = block(x, key_mask)
         x = self.norm(x)
         if valid is None:
             valid = torch.ones_like(index, dtype=torch.bool)
+        grids = self.grids_of(batch)
         if self.cls_token is None:
-            return Features(x, index, valid, None, self.grids)
-        return Features(x[:, 1:], index, valid, x[:, 0], self.grids)
+            return Features(x, index, valid, None, grids)
+        return Features(x[:, 1:], index, valid, x[:, 0], grids)
 
     def _tokens(
-        self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None, visible: dict[str, int] | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens (B, n, D), their places (B, n), and which are real (B, n) or None where all are."""
-        parts, start = [], 0
-        for name, tokenizer in self.tokenizers.items():
-            x = self.require(batch, name)
-            mask = (masks or {}).get(name)
-            index, valid = self._places(x, tokenizer, mask, (visible or {}).get(name))
-            tokens = tokenizer(x) if mask is None else tokenizer(x, index)
-            if f"present/{name}" in batch:
-                present = batch[f"present/{name}"][:, None].expand(index.shape)
-                valid = present if valid is None else valid & present
-            parts.append((tokens, index + start, valid))
-            start += tokenizer.num_tokens
+        self, batch: dict[str, Tensor], masks: dict[str, Tensor], visible: dict[str, int] | None, budget: int | None
+    ) -> _Part:
+        """Visible tokens of all modalities in the batch, one after the other."""
+        parts = [self._part(batch, name, masks.get(name), visible, budget) for name in self.present(batch)]
         if len(parts) == 1:
-            return parts[0]
-        valid = None
-        if any(v is not None for *_, v in parts):
-            valid = torch.cat([torch.ones_like(i, dtype=torch.bool) if v is None else v for _, i, v in parts], dim=1)
-        return torch.cat([t for t, *_ in parts], dim=1), torch.cat([i for _, i, _ in parts], dim=1), valid
+            part = parts[0]
+        else:
+            tokens, index, valid = (list(values) for values in zip(*parts, strict=True))
+            if any(v is not None for v in valid):
+                valid = [
+                    torch.ones_like(i, dtype=torch.bool) if v is None else v for i, v in zip(index, valid, strict=True)
+                ]
+            else:
+                valid = None
+            part = _Part(torch.cat(tokens, 1), torch.cat(index, 1), None if valid is None else torch.cat(valid, 1))
+        if budget is None or part.valid is None or part.tokens.shape[1] < budget:
+            return part
+        order = visible_index(~part.valid, budget)
+        full = not self.valid(batch)  # then every row has as many as the budget says
+        valid = None if full else part.valid.gather(1, order)
+        return _Part(gather_tokens(part.tokens, order), part.index.gather(1, order), valid)
 
-    @staticmethod
-    def _places(
-        x: Tensor, tokenizer: Tokenizer, mask: Tensor | None, visible: int | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Places of the visible tokens (B, n), and which of them are real (None = all)."""
-        wanted = (x.shape[0], tokenizer.num_tokens)
+    def _part(
+        self,
+        batch: dict[str, Tensor],
+        name: str,
+        mask: Tensor | None,
+        visible: dict[str, int] | None,
+        budget: int | None,
+    ) -> _Part:
+        tokenizer, x = self.tokenizer(name), self.require(batch, name)
+        real, count = self._real(batch, name), None if visible is None else visible.get(name)
         if mask is None:
-            return torch.arange(wanted[1], device=x.device).expand(wanted), None
+            tokens, shape = tokenizer(x), (len(x), math.prod(tokenizer.grid_of(x)))
+            index, valid = torch.arange(shape[1], device=x.device).expand(shape), real
+        else:
+            self._check_mask(mask, x, name)
+            index, valid = _places(mask, real, count, exact=budget is None)
+            tokens = tokenizer(x, index)
+        return _Part(self._typed(tokens, name), index + self._offset(name), valid)
+
+    def _typed(self, tokens: Tensor, name: str) -> Tensor:
+        if not self.config.type_embedding:
+            return tokens
+        if name in self.type_embed:
+            return tokens + self.type_embed[name]
+        return tokens + torch.stack([self.type_embed[f"{name}/{view}"] for view in self.config.views]).mean(0)
+
+    def _offset(self, name: str) -> int:
+        return self.offsets[name if name in self.modalities else f"{name}/{self.config.views[0]}"]
+
+    def _real(self, batch: dict[str, Tensor], name: str) -> Tensor | None:
+        """Which tokens of a modality are real, bool (B, N); None where all are."""
+        real, present = self.tokenizer(name).padding(batch), batch.get(f"present/{name}")
+        if present is None:
+            return real
+        shape = (len(present), math.prod(self.tokenizer(name).grid_of(batch[name])))
+        return present[:, None].expand(shape) if real is None else real & present[:, None]
+
+    def valid(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Modality -> which of its tokens are real, bool (B, N), of those that may be padding or missing in a row."""
+        found = {name: self._real(batch, name) for name in self.present(batch)}
+        return {name: real for name, real in found.items() if real is not None}
+
+    def present(self, batch: dict[str, Tensor]) -> list[str]:
+        """The modalities that a batch has, in token order; an `MmsslError` where it has none."""
+        if not isinstance(batch, Mapping):
+            raise MmsslError(
+                f"a batch is a dict such as {{{self.modalities[0]!r}: tensor}}, got {type(batch).__name__}."
+            )
+        names = [name for name in self.modalities if name in batch]
+        alone = [n for n in self.tokenizers if n in batch and n not in self.modalities]  # one view of no name
+        names += [name for name in alone if not any(other.startswith(f"{name}/") for other in names)]
+        if not names:
+            wanted = repr(self.modalities[0]) if len(self.modalities) == 1 else f"any of {list(self.modalities)}"
+            raise MmsslError(
+                f"the batch lacks the modality {wanted}: it has {sorted(batch)}, and this encoder needs "
+                f"{list(self.modalities)}{'' if len(self.modalities) == 1 else ', at least one of them'}."
+            )
+        return names
+
+    def grids_of(self, batch: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """Modality -> lattice shape of what a batch has, in token order."""
+        return {name: self.tokenizer(name).grid_of(batch[name]) for name in self.present(batch)}
+
+    def _check_mask(self, mask: Tensor, x: Tensor, name: str) -> None:
+        wanted = (x.shape[0], math.prod(self.tokenizer(name).grid_of(x)))
         if mask.dtype != torch.bool or tuple(mask.shape) != wanted:
             raise MmsslError(
-                f"the mask of {tokenizer.modality!r} must be bool with the shape {wanted} (True = masked), "
+                f"the mask of {name!r} must be bool with the shape {wanted} (True = masked), "
                 f"got {mask.dtype} {tuple(mask.shape)}."
             )
         if mask.device != x.device:
-            raise MmsslError(f"the mask of {tokenizer.modality!r} is on {mask.device} and the batch on {x.device}.")
-        return ragged_index(mask) if visible is None else (visible_index(mask, visible), None)
+            raise MmsslError(f"the mask of {name!r} is on {mask.device} and the batch on {x.device}.")
 
     def require(self, batch: dict[str, Tensor], modality: str) -> Tensor:
         """The input of one modality, its dtype and shape checked; an `MmsslError` where it is missing or wrong."""
-        if not isinstance(batch, Mapping):
-            raise MmsslError(f"a batch is a dict such as {{{modality!r}: tensor}}, got {type(batch).__name__}.")
+        self.present(batch)
         if modality not in batch:
-            raise MmsslError(
-                f"the batch lacks the modality {modality!r}: it has {sorted(batch)}, and this encoder needs "
-                f"{list(self.modalities)}."
-            )
-        self.tokenizers[modality].check_shape(batch[modality])
+            raise MmsslError(f"the batch lacks the modality {modality!r}: it has {sorted(batch)}.")
+        self.tokenizer(modality).check_shape(batch[modality])
         return batch[modality]
 
     def check(self, batch: dict[str, Tensor]) -> None:
-        """Raise an `MmsslError` for anything wrong with a batch: a missing modality, dtype, shape or value range.
+        """Raise an `MmsslError` for anything wrong with a batch: no modality, dtype, shape or value range.
 
         It looks at the values, so it is called once on the first batch and not in every step.
         """
-        for name, tokenizer in self.tokenizers.items():
-            tokenizer.check(self.require(batch, name))
+        for name in self.present(batch):
+            self.tokenizer(name).check(self.require(batch, name))
 
     def resize(
         self,
@@ -325,6 +311,19 @@ class Encoder(nn.Module):
             self.save_pretrained(folder)
             api.upload_folder(repo_id=repo, folder_path=folder)
         return str(url)
+
+
+def _places(mask: Tensor, real: Tensor | None, count: int | None, exact: bool) -> tuple[Tensor, Tensor | None]:
+    """Places of the visible tokens (B, n), and which of them are there, bool (B, n) or None = all.
+
+    exact: a mask leaves `count` tokens in every row, and not at most so many.
+    """
+    if count is None:
+        return ragged_index(mask if real is None else mask | ~real)
+    index = visible_index(mask, count)
+    if exact and real is None:
+        return index, None
+    return index, (~mask if real is None else ~mask & real).gather(1, index)
 
 
 def _read_description(folder: Path) -> dict:

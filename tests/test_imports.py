@@ -12,15 +12,18 @@ import mmssl
 ROOT = Path(mmssl.__file__).parent
 BASE = {"errors", "registry", "config", "keys", "paths"}  # importable by all, import nothing of ours but one another
 TOKENS = {"tokenizers", "nn"}
-MODEL = {"encoder", "losses", "masking"} | TOKENS
+MODEL = {"encoder", "encoder_config", "features", "losses", "masking", "joint_masking"} | TOKENS
 WINGS = {"data", "envs", "weights", "methods"} | MODEL
 # part -> the parts that it may import, besides itself and the base
 ARROWS = {
     "nn": set(),
     "tokenizers": {"nn"},
     "masking": TOKENS,
+    "joint_masking": TOKENS | {"masking"},
+    "features": set(),
+    "encoder_config": TOKENS,
     "losses": TOKENS,
-    "encoder": TOKENS | {"masking", "losses"},
+    "encoder": TOKENS | {"masking", "features", "encoder_config"},
     "methods": MODEL,
     "weights": MODEL | {"methods"},
     "data": set(),

@@ -78,6 +78,13 @@ class Method(nn.Module):
         """
         raise MmsslError(f"the method {self.config.name!r} does not reconstruct its input.")
 
+    def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Modality -> unit vectors (B, E) of one space, where what belongs together is near, if the method has one.
+
+        Of the modalities that the batch has; otherwise an `MmsslError`.
+        """
+        raise MmsslError(f"the method {self.config.name!r} has no space that its modalities share; CLIP's is one.")
+
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step with the finished part of the training, 0 to 1: EMA, queues."""
 

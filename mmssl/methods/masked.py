@@ -6,18 +6,19 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmssl.encoder import SIZES, Encoder, EncoderConfig, Features
+from mmssl.encoder import Encoder, EncoderConfig, Features
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.losses import masked_mse, norm_pix_target, patch_statistics, undo_norm_pix
 from mmssl.masking import MASKS, MaskSampler, ragged_index, visible_index
-from mmssl.methods.base import Method, MethodConfig, default_keys
+from mmssl.methods.base import Method, default_keys
+from mmssl.methods.sizes import SizedConfig
 from mmssl.nn.decoders import MaskedDecoder
 from mmssl.nn.transformer import BlockConfig
 from mmssl.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)
-class MaskedConfig(MethodConfig):
+class MaskedConfig(SizedConfig):
     """Settings that they all have. A subclass sets `kind` and `masks`, and makes the encoder's config."""
 
     kind: ClassVar[str] = "image"
@@ -31,14 +32,6 @@ class MaskedConfig(MethodConfig):
     device: ClassVar[str] = "camera"
     """What one of several sources is called."""
 
-    size: Literal["tiny", "small", "base", "large", "huge", "custom"] = "base"
-    """Named encoder size; `custom` takes dim, depth and heads from below."""
-    dim: int | None = None
-    """Encoder width, in place of the size's."""
-    depth: int | None = None
-    """Number of encoder blocks, in place of the size's."""
-    heads: int | None = None
-    """Encoder attention heads, in place of the size's."""
     modality: str = ""
     """The batch key to learn from; a subclass names its own."""
     mask_ratio: float = 0.75
@@ -53,15 +46,11 @@ class MaskedConfig(MethodConfig):
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.size != "custom" and self.size not in SIZES:
-            raise unknown_name("size", self.size, (*SIZES, "custom"))
+        super().__post_init__()
         if self.mask not in self.masks:
             raise unknown_name("mask", self.mask, self.masks)
         if not 0 < self.mask_ratio < 1:
             raise MmsslError(f"mask_ratio must lie strictly between 0 and 1, got {self.mask_ratio}.")
-        missing = [n for n in ("dim", "depth", "heads") if getattr(self, n) is None]
-        if self.size == "custom" and missing:
-            raise MmsslError(f"size 'custom' needs dim, depth and heads; {', '.join(missing)} not given.")
         if self.modality != self.kind and not self.modality.startswith(f"{self.kind}/"):
             raise MmsslError(
                 f"{self.name!r} learns from '{self.kind}' or '{self.kind}/<{self.device}>', not from {self.modality!r}."
@@ -71,13 +60,6 @@ class MaskedConfig(MethodConfig):
         self.encoder_config()
         self.decoder_block()
         self.mask_sampler()
-
-    def encoder_shape(self) -> dict[str, int]:
-        """dim, depth and heads of the encoder."""
-        named = SIZES.get(self.size, (None, None, None))
-        names = ("dim", "depth", "heads")
-        given = {name: getattr(self, name) for name in names}
-        return {name: b if given[name] is None else given[name] for name, b in zip(names, named, strict=True)}
 
     def decoder_shape(self) -> tuple[int, int, int]:
         """Width, depth and heads of the decoder."""

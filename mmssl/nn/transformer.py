@@ -30,8 +30,8 @@ class BlockConfig:
     """Bias of the q, k, v projection: on all three, on q and v only (BEiT, VideoMAE), or on none."""
     norm_eps: float = 1e-6
     """LayerNorm epsilon."""
-    gelu: Literal["exact", "tanh"] = "exact"
-    """Kind of GELU."""
+    gelu: Literal["exact", "tanh", "quick"] = "exact"
+    """Kind of GELU; quick (CLIP) is x * sigmoid(1.702 x)."""
     norm: Literal["pre", "post"] = "pre"
     """LayerNorm before each branch, or after its residual sum (BERT, Vaswani et al. 2017)."""
     layer_scale: float | None = None
@@ -42,6 +42,8 @@ class BlockConfig:
     """Dropout after the attention projection and in the MLP."""
     attn_drop: float = 0.0
     """Dropout of the attention weights."""
+    causal: bool = False
+    """Each token attends to itself and to those before it alone."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.heads < 1 or self.dim % self.heads:
@@ -66,7 +68,7 @@ class Attention(nn.Module):
             self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = Linear(dim, dim)
         self.drop = nn.Dropout(config.drop)
-        self.attn_drop = config.attn_drop
+        self.attn_drop, self.causal = config.attn_drop, config.causal
 
     def _qkv_bias(self) -> Tensor | None:
         if not hasattr(self, "q_bias"):
@@ -78,6 +80,9 @@ class Attention(nn.Module):
         if key_mask is not None:
             # A row without any real token attends to all of them: its output is ignored, but must not be NaN.
             key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None, :]  # (B, 1, 1, N)
+        if self.causal:
+            before = _no_later(x.shape[1], last or x.shape[1], x.device)
+            key_mask = before if key_mask is None else before & key_mask
         attn_drop = self.attn_drop if self.training else 0.0
         return self.drop(self.proj(attend(*self._heads_of(x, last), key_mask, attn_drop)))
 
@@ -89,6 +94,11 @@ class Attention(nn.Module):
         q_bias, kv_bias = (None, None) if bias is None else (bias[:dim], bias[dim:])
         q = linear(x[:, x.shape[1] - last :], weight[:dim], q_bias).unflatten(-1, (self.heads, -1))
         return q, *linear(x, weight[dim:], kv_bias).unflatten(-1, (2, self.heads, -1)).unbind(2)
+
+
+def _no_later(n: int, last: int, device: torch.device) -> Tensor:
+    """bool (1, 1, last, n): which of n tokens each of the last ones may look at."""
+    return torch.ones(last, n, dtype=torch.bool, device=device).tril(n - last)[None, None]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, drop: float = 0.0) -> Tensor:
@@ -128,6 +138,13 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(weights, v).view(batch, heads, m, d).transpose(1, 2).flatten(2)
 
 
+class QuickGELU(nn.Module):
+    """CLIP's approximation of GELU: x * sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
 class Mlp(nn.Module):
     """Linear, GELU, Linear."""
 
@@ -135,7 +152,7 @@ class Mlp(nn.Module):
         super().__init__()
         hidden = int(config.dim * config.mlp_ratio)
         self.fc1 = Linear(config.dim, hidden)
-        self.act = nn.GELU(approximate="tanh" if config.gelu == "tanh" else "none")
+        self.act = QuickGELU() if config.gelu == "quick" else nn.GELU("tanh" if config.gelu == "tanh" else "none")
         self.fc2 = Linear(hidden, config.dim)
         self.drop = nn.Dropout(config.drop)
 

@@ -49,6 +49,8 @@ class Tokenizer(Positioned):
     """
 
     config_class: ClassVar[type[TokenizerConfig]]
+    hidden_value: ClassVar[float] = 0.0
+    """What stands at a masked place in a picture of the input."""
     grid: tuple[int, ...]
     patch_dim: int
 
@@ -68,6 +70,18 @@ class Tokenizer(Positioned):
     @property
     def num_tokens(self) -> int:
         return math.prod(self.grid)
+
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of the lattice of an input: `grid`, where inputs may not be shorter."""
+        return self.grid
+
+    def padding(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Which tokens of a batch are real, bool (B, N), False = padding; None where none is padding."""
+        return None
+
+    def picture(self, values: Tensor) -> Tensor:
+        """What `target` gives for every token, (B, N, P) or ids (B, N, ...) -> what one looks at, in raw units."""
+        return self.restore(self.unpatchify(values))
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         """Tokens with their positions: all of them (B, N, D), or those at the places `index` (B, n) -> (B, n, D).

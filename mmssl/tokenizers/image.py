@@ -54,6 +54,7 @@ class PixelTokenizer(Tokenizer):
     """
 
     noun = "images"
+    hidden_value = 0.5  # grey
 
     def __init__(self, config: TokenizerConfig, modality: str, embed_dim: int, positions: Positions = "sincos"):
         super().__init__(config, modality, embed_dim)
@@ -105,6 +106,10 @@ class PixelTokenizer(Tokenizer):
     def restore(self, prepared: Tensor) -> Tensor:
         """Normalised (B, ..., C, H, W) -> pixels in [0, 1] (where the values are those of an image)."""
         return prepared * self.std + self.mean
+
+    def picture(self, values: Tensor) -> Tensor:
+        """As the base class says, in [0, 1]."""
+        return super().picture(values).clamp(0, 1)
 
     def resize(self, config: TokenizerConfig) -> None:
         """Take another size from now on, in place.

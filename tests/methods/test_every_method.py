@@ -9,6 +9,7 @@ import torch
 import mmssl
 from mmssl.data.audio_sampling import AudioSampling
 from mmssl.data.clips import ClipSampling
+from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.keys import sample_keys
 from mmssl.registry import METHODS
@@ -16,7 +17,8 @@ from mmssl.training.pictures import save_pictures
 
 TINY = {
     "size": "custom", "dim": 16, "depth": 2, "heads": 2, "image_size": 16, "patch_size": 4, "frames": 4, "tubelet": 2,
-    "mel_bins": 16, "mask_ratio": 0.5, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2,
+    "mel_bins": 16, "mask_ratio": 0.5, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "views": ("a", "b"),
+    "text_length": 8, "budget": 10, "classes": 5, "text_dim": 16, "text_depth": 1, "text_heads": 2, "joint_dim": 8,
 }  # fmt: skip
 SOUND = {"frames": 32}  # in place of these, where there are mel bins
 CANDIDATES = {"image": (3, 16, 16), "video": (4, 3, 16, 16), "pair": (2, 3, 16, 16), "audio": (1, 5000)}
@@ -29,13 +31,30 @@ def tiny(name: str):
     return mmssl.create_method(name, **{key: value for key, value in wanted.items() if key in fields})
 
 
+def sample_of(name: str, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random input of one modality, by the kind that its name begins with."""
+    kind = name.split("/")[0]
+    if kind == "text":
+        length = torch.tensor([8, 5, 3, 8])[:n]
+        ids = torch.randint(1, 250, (n, 8), generator=generator)
+        mask = torch.arange(8)[None] < length[:, None]
+        return {"text": ids * mask, "text_mask": mask}
+    if kind == "segmentation":
+        return {name: torch.randint(0, 5, (n, 16, 16), generator=generator)}
+    if kind == "depth":
+        return {name: 1 + torch.rand(n, 1, 16, 16, generator=generator)}
+    x = torch.randint(0, 256, (n, *CANDIDATES[kind]), dtype=torch.uint8, generator=generator)
+    return {"video" if name == "pair" else name: 0.001 * (x.float() - 127.5) if kind == "audio" else x}
+
+
 def batch_for(method, n: int = 4) -> dict[str, torch.Tensor]:
-    """The first kind of batch that the method's own check takes."""
+    """All that the method's encoders read; or, where its check refuses that, the first kind of batch that it takes."""
     generator, refused = torch.Generator().manual_seed(1), []
-    for name, shape in CANDIDATES.items():
-        x = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
-        x = 0.001 * (x.float() - 127.5) if name == "audio" else x
-        batch = {"video" if name == "pair" else name: x, "index": torch.arange(n)}
+    encoders = [module for module in method.modules() if isinstance(module, Encoder)]
+    for names in ([m for encoder in encoders for m in encoder.modalities], *([name] for name in CANDIDATES)):
+        batch = {"index": torch.arange(n)}
+        for name in names:
+            batch |= sample_of(name, n, generator)
         try:
             method.check(batch)
             return batch
