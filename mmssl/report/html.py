@@ -68,6 +68,7 @@ def write_report(run: Path | str) -> Path:
             fillings=_fillings(files),
             triples=_triples(files),
             sounds=_sounds(files.spectrograms),
+            modalities=files.modalities,
             shown=words.shown(files, baseline="interpolated" in files.pictures.get("reconstruction", {})),
             summary=words.probe_summary(files.fitted),
             fitted=_scores(files.fitted),

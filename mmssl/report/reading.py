@@ -14,6 +14,7 @@ import numpy as np
 
 from mmssl.config import read_yaml
 from mmssl.errors import MmsslError
+from mmssl.report.modalities import Modalities, read_modalities
 from mmssl.report.spectrograms import Spectrograms, read_spectrograms
 
 ENCODER_ORDER = ("pretrained", "random", "pixels", "logmel", "spectrogram")
@@ -83,6 +84,7 @@ class RunFiles:
     command: str | None = None
     tracks: dict[str, dict[str, Path]] = field(default_factory=dict)
     spectrograms: Spectrograms | None = None
+    modalities: Modalities | None = None
 
     @property
     def name(self) -> str:
@@ -150,6 +152,7 @@ def read_run(path: Path | str) -> RunFiles:
         command=command.read_text().strip() if command.is_file() else None,
         tracks=_find_tracks(path / "track"),
         spectrograms=read_spectrograms(path / "figures"),
+        modalities=read_modalities(path / "figures"),
     )
 
 

@@ -28,6 +28,10 @@ _BEST_GUESS = {
     "sounds": ("the best interpolation", "the best that interpolation in time and frequency can do"),
 }
 """What a model has to beat, shortly and at length, by `RunFiles.kind`."""
+_MODALITIES = (
+    "Held-out samples: of each modality what there was, what the model saw of it (grey is hidden), and what it made of "
+    "all that it saw."
+)
 _SPECTROGRAMS = (
     "Spectrograms of held-out sounds: the model sees only the patches that are not blank and fills in the rest. "
     "All have one colour scale."
@@ -118,6 +122,8 @@ def shown(run: RunFiles, baseline: bool) -> str:
     if run.kind == "pairs":
         text = "Held-out pairs of frames: the model sees the past frame whole, and of the future only what is not grey."
         return f"{text} Beside its reconstruction is the better of copying and interpolating." if baseline else text
+    if run.modalities is not None:
+        return _MODALITIES
     if run.kind == "sounds":
         return _SPECTROGRAMS + (f" {_PLAYERS}" if run.spectrograms and run.spectrograms.sounds else "")
     where = "clips: the model sees" if run.kind == "clips" else "frames: the model sees"

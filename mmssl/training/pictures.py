@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from mmssl.data.loading import DataConfig, Dataset
 from mmssl.errors import MmsslError
 from mmssl.methods.base import Method
+from mmssl.methods.joint import JointAutoencoder
 from mmssl.tokenizers.audio import audio_tokenizer
+from mmssl.training.joint_pictures import save_modalities
 from mmssl.training.sounds import COUNT, save_sounds, sound_features
 
 _CLIPS = 4  # clips that are shown: each has many frames
@@ -22,6 +24,7 @@ _FRAMES = 3  # frames of one clip whose features are shown
 def save_pictures(method: Method, data: DataConfig, folder: Path, count: int = 8) -> None:
     """Write what the report draws of held-out samples; a method gets the pictures that it can have.
 
+    Of several modalities see `joint_pictures.save_modalities`.
     `reconstruction.npz`: original, masked, reconstructed, uint8 (n, H, W, 3), or (n, T, H, W, 3) of clips (T = 2: a
     past and a future frame). `spectrograms.npz` and `sound/` of sounds: see `sounds.save_sounds`. `features.npz`: see
     `feature_arrays`; beside the encoder stands a fresh one.
@@ -29,6 +32,20 @@ def save_pictures(method: Method, data: DataConfig, folder: Path, count: int = 8
     hears = audio_tokenizer(method.encoder)
     batch = _some_samples(data, count if hears is None else COUNT)
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(method, JointAutoencoder):
+        save_modalities(method, batch, folder)
+    else:
+        _save_reconstruction(method, batch, folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = type(method.encoder)(method.encoder.config).eval()
+    arrays = feature_arrays(method.encoder, fresh, batch)
+    if arrays:
+        _save(folder / "features.npz", **arrays)
+
+
+def _save_reconstruction(method: Method, batch: dict[str, Tensor], folder: Path) -> None:
+    hears = audio_tokenizer(method.encoder)
     with contextlib.suppress(MmsslError):  # not every method has something to show
         found = method.reconstruct(batch)
         shown = {"original": "target", "masked": "masked", "reconstructed": "prediction"}
@@ -36,12 +53,6 @@ def save_pictures(method: Method, data: DataConfig, folder: Path, count: int = 8
             save_sounds(folder, hears, batch[hears.modality], found)
         else:
             _save(folder / "reconstruction.npz", **{name: pixels(found[key]) for name, key in shown.items()})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        fresh = type(method.encoder)(method.encoder.config).eval()
-    arrays = feature_arrays(method.encoder, fresh, batch)
-    if arrays:
-        _save(folder / "features.npz", **arrays)
 
 
 def _some_samples(data: DataConfig, count: int) -> dict[str, Tensor]:
@@ -69,7 +80,8 @@ def feature_arrays(encoder: nn.Module, random: nn.Module, batch: dict[str, Tenso
 
     Returns:
         image: uint8 (n, H, W, 3); tokens, random: float32 (n, h, w, D), of the encoder and of a random one; of sounds
-        see `sounds.sound_features`. {} for an encoder that reads something else, or several things at once.
+        see `sounds.sound_features`. Of several modalities the first that is of pictures is shown. {} for an encoder
+        that reads something else.
     """
     hears = audio_tokenizer(encoder)
     if hears is not None and hears.modality in batch:
@@ -90,10 +102,10 @@ class _Shown(NamedTuple):
 
 
 def _shown(encoder: nn.Module, batch: dict[str, Tensor]) -> _Shown | None:
-    key = encoder.modalities[0]
-    kind, _, camera = key.partition("/")
-    if len(encoder.modalities) > 1 or kind not in ("image", "video"):
+    key = next((name for name in encoder.modalities if name.split("/")[0] in ("image", "video")), None)
+    if key is None:
         return None
+    kind, _, camera = key.partition("/")
     if kind == "image" and key in batch:
         return _Shown({key: batch[key]}, batch[key], None)
     videos = [name for name in batch if name.split("/")[0] == "video" and camera in ("", name.partition("/")[2])]

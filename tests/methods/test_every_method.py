@@ -12,7 +12,10 @@ from mmssl.data.clips import ClipSampling
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.keys import sample_keys
+from mmssl.methods.base import Method
+from mmssl.methods.joint import JointAutoencoder
 from mmssl.registry import METHODS
+from mmssl.report.modalities import read_modalities
 from mmssl.training.pictures import save_pictures
 
 TINY = {
@@ -90,8 +93,16 @@ def test_the_same_call_gives_the_same_loss_and_other_keys_another(method):
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
+def reconstructs(method) -> bool:
+    return type(method).reconstruct is not Method.reconstruct
+
+
 def test_what_it_reconstructs_can_be_looked_at(method):
     batch = batch_for(method.eval())
+    if not reconstructs(method):
+        with pytest.raises(MmsslError, match="does not reconstruct"):
+            method.reconstruct(batch)
+        return
     found = method.reconstruct(batch)
     shapes = {tuple(found[key].shape) for key in ("target", "masked", "prediction")}
     assert len(shapes) == 1 and len(shapes.pop()) in (4, 5)
@@ -129,6 +140,14 @@ def test_its_pictures_are_saved(method, tmp_path):
     if "audio" in batch:
         with np.load(tmp_path / "spectrograms.npz") as file:
             assert file["original"].shape == file["masked"].shape == file["reconstructed"].shape == (4, 32, 16)
+        return
+    if isinstance(method, JointAutoencoder):
+        found = read_modalities(tmp_path)
+        pictures = [name for name in batch if f"{name.split('/')[0]}" in ("image", "video", "depth", "segmentation")]
+        assert sorted(found.names) == sorted(pictures) and len(found.texts) == (4 if "text" in batch else 0)
+        assert len(found.crossed) == len(pictures) * (len(pictures) - 1)
+        return
+    if not reconstructs(method):
         return
     with np.load(tmp_path / "reconstruction.npz") as file:
         assert file["original"].shape == file["masked"].shape == file["reconstructed"].shape
