@@ -95,3 +95,44 @@ def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor | None = None) 
         return total, torch.full((), target.shape[:-1].numel(), dtype=torch.float32, device=target.device)
     error = F.mse_loss(prediction, target, reduction="none").mean(dim=-1)  # (B, M)
     return (error * valid).sum(), valid.sum().float()
+
+
+def info_nce(
+    queries: Tensor, keys: Tensor, scale: Tensor, first: int = 0, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of finding each query's own key among all of them (van den Oord et al. 2018, arXiv 1807.03748).
+
+    Computed in float32, whatever the inputs are and under autocast too.
+
+    Args:
+        queries: (B, E), of unit length.
+        keys: (M, E), of unit length; the key of query b is key first + b.
+        scale: scalar, what the cosines are multiplied with: one over the temperature.
+        valid: bool (M,), False for pairs that are not there: they are neither positives nor negatives; None = all are.
+
+    Returns:
+        sum over the valid queries, and their number; float32 scalars.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        logits = scale.float() * (queries.float() @ keys.float().mT)  # (B, M)
+    place = torch.arange(first, first + len(queries), device=logits.device)
+    if valid is None:
+        count = torch.full((), len(queries), dtype=torch.float32, device=logits.device)
+        return F.cross_entropy(logits, place, reduction="sum"), count
+    logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)  # finite: without any pair nothing is NaN
+    own = valid[place]
+    loss = F.cross_entropy(logits, place, reduction="none")  # (B,)
+    return torch.where(own, loss, 0.0).sum(), own.sum().float()
+
+
+def mean_over_samples(error: Tensor, counted: Tensor) -> Tensor:
+    """Mean over what counts of each sample, then over the samples of which anything does; 0 where nothing does.
+
+    Args:
+        error: (B, ...).
+        counted: bool, broadcast to `error`, True = the value counts.
+    """
+    counted = counted.expand_as(error).flatten(1)
+    count = counted.sum(1)  # (B,)
+    mean = (error.float().flatten(1) * counted).sum(1) / count.clamp(min=1)
+    return mean.sum() / (count > 0).sum().clamp(min=1)

@@ -64,9 +64,11 @@ TOKENIZERS = Registry("tokenizer", "mmssl.tokenizers")
 DATASETS = Registry("kind of dataset", "mmssl.data")
 EVALUATORS = Registry("evaluator", "mmssl.evaluation")
 ENVIRONMENTS = Registry("environment family", "mmssl.envs")
+ALGORITHMS = Registry("algorithm", "mmssl.control")
 
 register_method = METHODS.register
 register_tokenizer = TOKENIZERS.register
 register_dataset = DATASETS.register
 register_evaluator = EVALUATORS.register
 register_environment = ENVIRONMENTS.register
+register_algorithm = ALGORITHMS.register

@@ -30,12 +30,13 @@ class DatasetCard:
         name: what reports call it.
         modality: the batch key of its main input.
         kind: how it is read: "image_folder", "video_folder", "frame_folder", "video_list", "audio_folder",
-            "audio_list", "huggingface" or "recorded".
+            "audio_list", "image_text_folder", "image_text_table", "webdataset", "aligned_folder",
+            "huggingface" or "recorded".
         layout: the files and folders as they lie on disk, in words.
         how_to_get: the steps that bring it here.
         licence: licence of the data.
         path: where it lies, relative to the card; `~` and `${VARIABLE}` are filled in.
-        lists: for lists of videos or sounds: split name -> its list, below `path`.
+        lists: for lists of videos or sounds and tables of captions: split name -> its list, below `path`.
         root: for lists: what their paths are relative to, below `path`; null for each list's own folder.
         class_list: for lists of sounds: the file that names and orders the classes, below `path`; null for none.
         audio: for sounds: which stretch of each makes a sample, where nothing else is asked for.

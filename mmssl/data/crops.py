@@ -82,11 +82,11 @@ class Geometry:
         return done
 
     def _plane(self, plane: np.ndarray, box: Box | None, nearest: bool) -> np.ndarray:
-        """Depth or segmentation under the same crop; ids are never averaged."""
+        """Depth or segmentation under the same crop; ids, and depth with unknown places (0), are never averaged."""
         plane = plane.astype(np.int32 if nearest else np.float32)
         if box is None and self.keeps(plane.shape):
             return plane
-        method = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+        method = Image.Resampling.NEAREST if nearest or not plane.all() else Image.Resampling.BILINEAR
         picture = Image.fromarray(plane)
         if box is None:
             return np.asarray(centre(picture, self.image_size, self.crop_fraction, method))

@@ -15,6 +15,8 @@ from mmssl.data.audio_sampling import AudioSampling
 from mmssl.data.clips import ClipSampling
 from mmssl.data.crops import Geometry
 from mmssl.data.decode import UNREADABLE
+from mmssl.data.missing import fill_missing
+from mmssl.data.text import TextEncoder
 from mmssl.data.transforms import Augmentation
 from mmssl.errors import MmsslError, unknown_name
 
@@ -92,6 +94,9 @@ class Dataset:
         bad: the unreadable samples so far.
         clip: how the frames of its clips are chosen; None for images.
         audio: which stretch of a sound makes a sample; None for pictures.
+        text_encoder: turns captions into token ids; None for data without.
+        lacks: modalities that some samples lack: their rows are zeros, and every batch has `present/<modality>`.
+        segmentation_classes: names of the classes of `segmentation` in the order of their ids; None without names.
         views: places of each video or sound, one after the other: clips x crops at test time, else 1.
         folds: number of parts for k-fold evaluation, of which `DataConfig.fold` chooses one; None for data without.
         balance: training draws samples so that classes are equally frequent, see `Loader`.
@@ -102,6 +107,9 @@ class Dataset:
     modality = "image"
     clip: ClipSampling | None = None
     audio: AudioSampling | None = None
+    text_encoder: TextEncoder | None = None
+    lacks: tuple[str, ...] = ()
+    segmentation_classes: list[str] | None = None
     views = 1
     folds: int | None = None
     balance = False
@@ -143,12 +151,21 @@ class Dataset:
 
     def decode_whole(self, place: int) -> int:
         """Read all there is of a sample and throw it away: its number of frames. Raises one of `decode.UNREADABLE`."""
-        self.geometry.apply(self.read(place), None, None)
+        self.arrays(place, None, None)
         return 1
 
     def sample_name(self, place: int) -> str:
         """What a message calls the sample, usually its path."""
         return f"{self.name}[{place}]"
+
+    def caption(self, place: int) -> list[str]:
+        """All captions of a sample; [] for one without, and for data without text."""
+        return []
+
+    def tell(self) -> None:
+        """Say in the log, once, what worker processes have counted: texts that are cut."""
+        if self.text_encoder is not None:
+            self.text_encoder.tell()
 
     @property
     def root(self) -> "Dataset":
@@ -204,13 +221,23 @@ class Dataset:
             keys: int64 (B,) from `mmssl.keys.sample_keys`; the random crop is a function of these alone.
             augmentation: what to draw from the keys; None gives the evaluation geometry.
         """
+        return self.collate(*self.read_rows(index, keys, augmentation))
+
+    def read_rows(
+        self, index: Tensor, keys: Tensor | None, augmentation: Augmentation | None
+    ) -> tuple[list[dict], Tensor]:
+        """What `arrays` gives for each sample of a batch, and int64 (B,) the places where it was read."""
         draws = self.geometry.draws(keys, augmentation)
         rows, used = [], []
         for row, place in enumerate(index.tolist()):
             place, arrays = self._first_readable(place, draws[row] if draws is not None else None, augmentation)
             rows.append(arrays)
             used.append(place)
-        return self.collate(rows, torch.tensor(used, dtype=torch.int64))
+        return rows, torch.tensor(used, dtype=torch.int64)
+
+    def arrays(self, place: int, draws: list[float] | None, augmentation: Augmentation | None) -> dict:
+        """One sample as arrays of a fixed size. Raises one of `decode.UNREADABLE`."""
+        return self.geometry.apply(self.read(place), draws, augmentation)
 
     def _first_readable(
         self, place: int, draws: list[float] | None, augmentation: Augmentation | None
@@ -222,7 +249,7 @@ class Dataset:
                 continue
             self.announce(here)
             try:
-                return here, self.geometry.apply(self.read(here), draws, augmentation)
+                return here, self.arrays(here, draws, augmentation)
             except MmsslError:
                 raise
             except UNREADABLE as error:
@@ -250,7 +277,8 @@ class Dataset:
         return bad
 
     def collate(self, rows: list[dict], index: Tensor) -> dict[str, Tensor]:
-        """Stack samples of numpy arrays into a batch and put index and label beside them."""
+        """Stack samples of numpy arrays into a batch and put index and label beside them; `lacks` may be missing."""
+        present = fill_missing(rows, self.lacks, self.image_size)
         batch = {}
         for key in rows[0]:
             shapes = {row[key].shape for row in rows}
@@ -260,7 +288,7 @@ class Dataset:
                     f"{sorted(shapes)[-1][:2]}; give image_size, e.g. image_size=(224, 224)."
                 )
             batch[key] = stack_planes(torch.from_numpy(np.stack([row[key] for row in rows])), key)
-        return self.label(batch, index)
+        return self.label({**batch, **present}, index)
 
     def label(self, batch: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
         """Put `index` and, where there is a target, `label` into a batch."""
@@ -298,6 +326,8 @@ def stack_planes(batch: Tensor, key: str) -> Tensor:
     """Pictures (..., H, W, 3), depth (..., H, W) or ids (..., H, W) in the layout of the batch contract, or sound."""
     if key.startswith("audio"):
         return batch  # (B, 1, S)
+    if key in ("state", "proprio"):
+        return batch.float().reshape(len(batch), -1, batch.shape[-1])  # (B, T, D), T = 1 for frames
     if key.startswith("depth"):
         return batch.float().unsqueeze(-3)  # (..., 1, H, W)
     if key.startswith("segmentation"):
@@ -317,6 +347,8 @@ class Subset(Dataset):
         self.targets, self.classes = parent.targets, parent.classes
         self.groups = None if parent.groups is None else parent.groups[places]
         self.clip, self.audio, self.views, self.folds = parent.clip, parent.audio, parent.views, parent.folds
+        self.text_encoder, self.lacks = parent.text_encoder, parent.lacks
+        self.segmentation_classes = parent.segmentation_classes
         self.balance, self.epoch_samples = parent.balance, parent.epoch_samples
 
     def __len__(self) -> int:
@@ -328,6 +360,9 @@ class Subset(Dataset):
 
     def sample_name(self, place: int) -> str:
         return self.parent.sample_name(int(self.places[place]))
+
+    def caption(self, place: int) -> list[str]:
+        return self.parent.caption(int(self.places[place]))
 
     def _labels(self, target: str) -> Tensor:
         return self.parent.labels(target)[self.places]

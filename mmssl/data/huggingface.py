@@ -1,19 +1,30 @@
-"""A Hugging Face `datasets` folder on disk: `save_to_disk` (arrow) or parquet files, with an image column."""
+"""A Hugging Face `datasets` folder on disk: `save_to_disk` (arrow) or parquet files, with an image column.
+
+With captions beside the images, or with captions alone, see `huggingface_text.py`.
+"""
 
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from mmssl import paths
 from mmssl.data.crops import Geometry
 from mmssl.data.dataset import Dataset
-from mmssl.data.decode import open_picture
 from mmssl.data.folders import held_out
+from mmssl.data.huggingface_columns import (
+    LABEL_NAMES,
+    class_names,
+    datasets_package,
+    image_column,
+    label_columns,
+    open_cell,
+    table_labels,
+    undecoded,
+)
+from mmssl.data.huggingface_text import HuggingFaceImageTexts
 from mmssl.data.memory import PictureCache
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.registry import register_dataset
@@ -23,15 +34,6 @@ if TYPE_CHECKING:
     from mmssl.data.loading import DataConfig
 
 _TEST_NAMES = ("test", "validation", "val", "valid")
-_LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category")
-
-
-def _datasets():
-    try:
-        import datasets
-    except ImportError:
-        raise MmsslError('reading this folder needs datasets; install it with `pip install "mmssl[hub]"`.') from None
-    return datasets
 
 
 class HuggingFaceImages(Dataset):
@@ -51,9 +53,9 @@ class HuggingFaceImages(Dataset):
         self.column = image_column(rows, folder)
         self._pictures = undecoded(rows, self.column)
         self._meanings = label_columns(rows, self.column)
-        default = next((n for n in _LABEL_NAMES if n in self._meanings), next(iter(self._meanings), None))
+        default = next((n for n in LABEL_NAMES if n in self._meanings), next(iter(self._meanings), None))
         self.choose_target(self._meanings, config.target, default)
-        self.classes = self._class_names(self.target) if self.task in ("single_label", "multi_label") else None
+        self.classes = class_names(rows, self.target) if self.task in ("single_label", "multi_label") else None
         self._cache = PictureCache(name, len(self), self._open) if config.cache == "memory" else None
 
     def __len__(self) -> int:
@@ -67,75 +69,15 @@ class HuggingFaceImages(Dataset):
         return {"image": self._cache.read(place) if self._cache else self._open(place)}
 
     def _open(self, place: int) -> Image.Image:
-        cell = self._pictures[place][self.column]
-        if cell is None:
-            raise ValueError("the row has no image")
-        if cell.get("bytes"):
-            return open_picture(cell["bytes"])
-        if not cell.get("path"):
-            raise ValueError("the row has neither bytes nor a path")
-        return open_picture(self._folder / cell["path"])  # an absolute path stays as it is
-
-    def _class_names(self, target: str) -> list[str]:
-        feature = self._rows.features[target]
-        feature = getattr(feature, "feature", feature)
-        if getattr(feature, "names", None):
-            return list(feature.names)
-        return [str(value) for value in sorted(set(self._rows[target][:]))]
+        return open_cell(self._pictures[place][self.column], self._folder)
 
     def _labels(self, target: str) -> Tensor:
-        values, meaning = self._rows[target][:], self._meanings[target]
-        if meaning == "regression":
-            return torch.tensor(np.asarray(values, dtype=np.float32)).reshape(len(self), -1)
-        names = self._class_names(target)
-        if meaning == "multi_label":
-            rows = torch.zeros(len(self), len(names))
-            for row, present in enumerate(values):
-                rows[row, present] = 1.0
-            return rows
-        if hasattr(self._rows.features[target], "names"):
-            return torch.tensor(values, dtype=torch.int64)
-        number = {name: k for k, name in enumerate(names)}
-        return torch.tensor([number[str(value)] for value in values], dtype=torch.int64)
-
-
-def image_column(rows: Any, folder: Path) -> str:
-    """Name of the column of pictures: of type Image, or a struct of bytes and path."""
-    for name, feature in rows.features.items():
-        if type(feature).__name__ == "Image" or (isinstance(feature, dict) and "bytes" in feature):
-            return name
-    names = ", ".join(rows.features)
-    raise MmsslError(f"{folder} has no image column, only {names}; save it with a column of type Image.")
-
-
-def undecoded(rows: Any, column: str) -> Any:
-    """The table with nothing but its pictures, as {"bytes", "path"}."""
-    only = rows.select_columns([column])
-    if type(rows.features[column]).__name__ == "Image":
-        return only.cast_column(column, _datasets().Image(decode=False))
-    return only
-
-
-def label_columns(rows: Any, image: str) -> dict[str, str]:
-    """Column name -> what it means as a label, for every column that can be one."""
-    meanings = {}
-    for name, feature in rows.features.items():
-        inner = getattr(feature, "feature", None)
-        dtype = str(getattr(feature, "dtype", ""))
-        if name == image:
-            continue
-        if hasattr(feature, "names") or re.match(r"u?int|bool|string|large_string", dtype):
-            meanings[name] = "single_label"
-        elif inner is not None and hasattr(inner, "names"):
-            meanings[name] = "multi_label"
-        elif "float" in dtype or (inner is not None and "float" in str(getattr(inner, "dtype", ""))):
-            meanings[name] = "regression"
-    return meanings
+        return table_labels(self._rows, target, self._meanings[target])
 
 
 @register_dataset("huggingface")
 def open_huggingface(folders: list[Path], config: "DataConfig", card: "DatasetCard | None") -> Dataset:
-    """The image table of one folder."""
+    """The table of one folder: of images, and where `config.text` is set of images and captions."""
     if len(folders) > 1:
         raise MmsslError(
             "several Hugging Face folders cannot be joined; join them with `datasets` and save the result."
@@ -150,12 +92,13 @@ def open_huggingface(folders: list[Path], config: "DataConfig", card: "DatasetCa
     rows = choose_split(splits, config, folder)
     if len(rows) == 0:
         raise MmsslError(f"the {config.split} split of {folder} has no rows; choose another split.")
-    return HuggingFaceImages(card.name if card else folder.resolve().name, rows, config, folder)
+    kind = HuggingFaceImages if config.text is None else HuggingFaceImageTexts
+    return kind(card.name if card else folder.resolve().name, rows, config, folder)
 
 
 def load_splits(folder: Path) -> dict[str, Any]:
     """Split name -> table; {"": table} where the folder has no splits."""
-    datasets = _datasets()
+    datasets = datasets_package()
     datasets.disable_progress_bars()
     if (folder / "dataset_dict.json").is_file():
         return dict(datasets.load_from_disk(str(folder)))
@@ -176,7 +119,7 @@ def choose_split(splits: dict[str, Any], config: "DataConfig", folder: Path) -> 
     if split in named:
         return splits[split]
     if split == "all":
-        return _datasets().concatenate_datasets(list(splits.values()))
+        return datasets_package().concatenate_datasets(list(splits.values()))
     if split == "test":
         for name in _TEST_NAMES:
             if name in named:

@@ -139,7 +139,9 @@ class Loader:
                 if self.dataset.root.target is not None:
                     self.dataset.root.target_labels()  # kept: else each worker reads them all, while it is timed
                 self._pool = WorkerPool(read, self.workers, self.timeout, self.pin_memory)
-            yield from self._pool.run(pieces)
+            for batch in self._pool.run(pieces):
+                self.dataset.root.tell()
+                yield batch
             return
         for piece in pieces:
             batch = read(piece)

@@ -1,6 +1,7 @@
 """Opening a dataset from whatever a user points at: a card, a folder, a list of videos, a recording."""
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -10,19 +11,31 @@ from typing import Literal
 
 from mmssl import paths
 from mmssl.data import cards
+from mmssl.data.aligned_folder import holds_aligned
 from mmssl.data.audio_sampling import AudioSampling
 from mmssl.data.audio_tables import lists_sounds
 from mmssl.data.clips import ClipSampling
 from mmssl.data.dataset import Dataset
 from mmssl.data.folders import IMAGES, SOUNDS, VIDEOS
+from mmssl.data.image_text import JoinedImageTexts
+from mmssl.data.image_text_folder import has_captions
+from mmssl.data.image_text_table import SUFFIXES as TABLE_SUFFIXES
+from mmssl.data.image_text_table import lists_captions
 from mmssl.data.loader import Loader
+from mmssl.data.segmentation_classes import IdKind
+from mmssl.data.shards_files import holds_shards, is_shards
 from mmssl.data.skip_list import follow_skip_list
+from mmssl.data.text import TextEncoding
 from mmssl.data.transforms import Augmentation
 from mmssl.data.video_list import SUFFIXES as LIST_SUFFIXES
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.registry import DATASETS
 
 __all__ = ["DataConfig", "Dataset", "Loader", "open_dataset"]
+
+log = logging.getLogger("mmssl.data")
+
+_JOINABLE = {"image_text_folder", "image_text_table", "webdataset", "huggingface"}  # with one another
 
 
 @dataclass(frozen=True)
@@ -32,17 +45,21 @@ class DataConfig:
     Args:
         source: what to read, one or several that are joined: a card's name or file, a folder of images or of videos or
             of class folders, a list of videos (`path label` a line, or CSV), a recording's folder or id
-            (`mmssl/metaworld/drawer-open-v0`), a Hugging Face folder on disk.
+            (`mmssl/metaworld/drawer-open-v0`), a Hugging Face folder on disk, a table of pictures and captions,
+            webdataset shards (a folder of them, or `shards/train-{000..009}.tar`). With `text` pictures, captions and
+            pairs of them may be joined, each from a source of its own.
         split: "train", "test" or "all"; or the name of one of the folder's own splits.
         image_size: height and width of what comes out; null keeps the size on disk.
         clip: which frames make a clip; null for images, and for files of videos the default of `ClipSampling`. With it
             a recording gives clips, and a folder of folders of pictures is read as videos.
         audio: which stretch of a sound makes a sample; null for what the card says, or the defaults of `AudioSampling`.
             With it a folder of videos is read for their sound tracks.
+        text: how captions become token ids, of which a method's tokenizer decides in training; null for the defaults of
+            `TextEncoding`. With it captions without a picture are samples too.
         views: every clip and crop of test time (`clip.test_clips` x `clip.test_crops`, or `audio.test_clips`) as a
             sample of its own.
         camera: recorded data: which camera; null takes the first.
-        cameras: recorded clips: several cameras at once, each under its own key `video/<camera>`.
+        cameras: recorded data: several cameras at once, each under its own key, `image/<camera>` or `video/<camera>`.
         target: which label comes with each sample ("class", "task", "state", ...); "none" for no label.
         cache: "memory" decodes everything once and keeps it as uint8.
         max_bad: share of unreadable files beyond which the run stops.
@@ -51,7 +68,10 @@ class DataConfig:
             the bad ones; their list is kept in the run folder.
         crop_fraction: part of the resized picture that the evaluation crop keeps; null: 0.875, and 1 for recordings and
             videos.
-        extras: recorded data: "depth" and "segmentation" beside the image.
+        extras: recorded data: "depth" and "segmentation" beside the image, and the vectors "proprio" and "state".
+        segmentation: recorded data: what the ids of a segmentation are. "classes": the same in all recordings that are
+            joined; "coarse": background, table, robot arm, gripper, object, the same in all there are; "ids": geoms.
+        depth_scale: folders of pictures: metres of one step of a stored depth; 0.001 for millimetres.
         drop_constant: leave out the dimensions of a state that never change.
         test_every: every how manieth episode (or file, where a folder has no splits) is held out.
         fold: data in folds: the number, from 1, of the one that is the test part; null for the last one.
@@ -66,6 +86,7 @@ class DataConfig:
     image_size: tuple[int, int] | None = None
     clip: ClipSampling | None = None
     audio: AudioSampling | None = None
+    text: TextEncoding | None = None
     views: bool = False
     camera: str | None = None
     cameras: tuple[str, ...] = ()
@@ -75,7 +96,9 @@ class DataConfig:
     skip_list: Path | None = None
     vet: bool = False
     crop_fraction: float | None = None
-    extras: tuple[Literal["depth", "segmentation"], ...] = ()
+    extras: tuple[Literal["depth", "segmentation", "proprio", "state"], ...] = ()
+    segmentation: IdKind = "classes"
+    depth_scale: float = 0.001
     drop_constant: bool = True
     test_every: int = 5
     fold: int | None = None
@@ -90,6 +113,8 @@ class DataConfig:
             raise MmsslError(f"max_bad is a share of the dataset in [0, 1], got {self.max_bad!r}.")
         if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
             raise MmsslError(f"crop_fraction must lie in (0, 1], got {self.crop_fraction!r}.")
+        if not self.depth_scale > 0:
+            raise MmsslError(f"depth_scale must be above 0 (metres of one stored step), got {self.depth_scale}.")
         if self.camera is not None and self.cameras:
             raise MmsslError(f"give camera ({self.camera}) or cameras ({', '.join(self.cameras)}), not both.")
         if self.epoch_samples is not None and self.epoch_samples < 1:
@@ -135,11 +160,15 @@ def open_dataset(
 
 
 def _open(config: DataConfig) -> Dataset:
-    found = [_locate(source, config.clip is not None, config.audio is not None) for source in config.source]
+    found = [_locate(source, config) for source in config.source]
     kinds = sorted({kind for kind, _, _ in found})
+    apart = len(kinds) > 1 or (kinds == ["huggingface"] and len(found) > 1)  # each is opened by itself
+    if apart and config.text is not None and set(kinds) <= _JOINABLE:
+        return JoinedImageTexts([DATASETS.get(kind)(folders, config, card) for kind, folders, card in found], config)
     if len(kinds) > 1:
+        hint = "; set text to join pictures and captions" if set(kinds) <= {*_JOINABLE, "image_folder"} else ""
         raise MmsslError(
-            f"the sources are of different kinds ({', '.join(kinds)}) and cannot be joined; give one kind."
+            f"the sources are of different kinds ({', '.join(kinds)}) and cannot be joined; give one kind{hint}."
         )
     folders = [folder for _, several, _ in found for folder in several]
     card = found[0][2] if len(found) == 1 else None
@@ -156,23 +185,31 @@ def _open(config: DataConfig) -> Dataset:
         raise MmsslError(f"dataset {dataset.name!r} comes in no folds; set fold to null.")
     if config.clip is not None and dataset.clip is None:
         raise MmsslError(f"dataset {dataset.name!r} holds images, of which no clip can be made; set clip to null.")
+    if config.text is not None and dataset.text_encoder is None:
+        log.warning("dataset %r has no captions, its batches no text", dataset.name)
     return dataset
 
 
-def _locate(source: str, clips: bool, audio: bool) -> tuple[str, list[Path], cards.DatasetCard | None]:
-    """(kind, folders, card or None) of one source; `clips`, `audio`: whether clips or sounds are asked for."""
-    path = Path(source).expanduser()
+def _locate(source: str, config: DataConfig) -> tuple[str, list[Path], cards.DatasetCard | None]:
+    """(kind, folders, card or None) of one source, seen as what the config asks for: clips, sounds or texts."""
+    path, audio = Path(source).expanduser(), config.audio is not None
+    if is_shards(source):
+        return "webdataset", [path], None
     if path.is_dir():
-        return recognise(path, clips, audio)
+        return recognise(path, config.clip is not None, audio, config.text is not None)
     if path.suffix in (".yaml", ".yml") or source in paths.list_resources("data"):
         card, file = cards.load_card(path if path.is_file() else source)
-        return card.kind, cards.card_sources(card, file), card
+        kind = "image_text_folder" if card.kind == "image_folder" and config.text is not None else card.kind
+        return kind, cards.card_sources(card, file), card
+    if path.suffix.lower() in TABLE_SUFFIXES and path.is_file() and _is_caption_table(path, config):
+        return "image_text_table", [path], None
     if path.suffix.lower() in (*LIST_SUFFIXES, ".json") and path.is_file():
         return "audio_list" if audio or lists_sounds(path) else "video_list", [path], None
     if path.exists():
         raise MmsslError(
             f"{source} is a file; give a folder, a dataset card (.yaml), a list of videos or sounds "
-            f"({' '.join((*LIST_SUFFIXES, '.json'))}) or the id of a recording."
+            f"({' '.join((*LIST_SUFFIXES, '.json'))}), a table of captions ({' '.join(TABLE_SUFFIXES)}) or the id of a "
+            "recording."
         )
     if re.search(r"-v\d+$", source) or source.count("/") == 1:
         return "recorded", [cards.recording_folder(source)], None
@@ -182,10 +219,22 @@ def _locate(source: str, clips: bool, audio: bool) -> tuple[str, list[Path], car
     )
 
 
-def recognise(folder: Path, clips: bool = False, audio: bool = False) -> tuple[str, list[Path], None]:
+def _is_caption_table(file: Path, config: DataConfig) -> bool:
+    """Whether a table is one of captions, and not a list of videos or sounds."""
+    if file.suffix.lower() not in LIST_SUFFIXES:
+        return True
+    if config.audio is not None or config.clip is not None:
+        return False
+    return lists_captions(file, asked=config.text is not None)
+
+
+def recognise(
+    folder: Path, clips: bool = False, audio: bool = False, text: bool = False
+) -> tuple[str, list[Path], None]:
     """(kind, folders, None) of a folder, by what lies in it.
 
-    With `clips` pictures are the frames of videos; with `audio` videos are read for their sound.
+    With `clips` pictures are the frames of videos; with `audio` videos are read for their sound; with `text` captions
+    alone are samples.
     """
     if is_recording(folder):
         return "recorded", [folder], None
@@ -193,14 +242,20 @@ def recognise(folder: Path, clips: bool = False, audio: bool = False) -> tuple[s
         return "huggingface", [folder], None
     if any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet")):
         return "huggingface", [folder], None
+    if holds_aligned(folder):
+        return "aligned_folder", [folder], None
     below = sorted(p.parent.parent for p in folder.glob("**/data/main_data.hdf5"))
     if below:
         return "recorded", below, None
     if (folder / "meta" / "esc50.csv").is_file():
         return "audio_list", [folder / "meta" / "esc50.csv"], None
     media = "audio" if audio else first_media(folder)
+    if media is None and holds_shards(folder):
+        return "webdataset", [folder], None
     if media == "image" and clips:
         return "frame_folder", [folder], None
+    if media in (None, "image") and (text or has_captions(folder)):
+        return "image_text_folder", [folder], None
     return f"{media or 'image'}_folder", [folder], None
 
 

@@ -1,4 +1,4 @@
-"""Recorded episodes as clips: of any camera or of several at once, with depth and segmentation of every frame.
+"""Recorded episodes as clips: of any camera or of several at once, with depth, segmentation or state of every frame.
 
 A sample is a stretch of an episode, as many to each as clips fit into it without overlap. In training a clip starts
 anywhere in its stretch; at test time the clips of an episode are evenly spread. Where views are asked for, an episode
@@ -17,7 +17,7 @@ from mmssl.data.clip_crops import ClipGeometry
 from mmssl.data.clip_dataset import ClipDataset, Wanted, reason_of
 from mmssl.data.clips import TooShort, frame_indices
 from mmssl.data.dataset import stack_planes
-from mmssl.data.episodes import Episodes
+from mmssl.data.episodes import VECTORS, Episodes
 from mmssl.data.recording_file import RecordingFile
 from mmssl.data.transforms import Augmentation
 from mmssl.errors import MmsslError
@@ -40,6 +40,7 @@ class RecordedClips(ClipDataset):
         groups: the episode of each sample, counted over all recordings.
         cameras: cameras that every recording has.
         camera: the one that is read; None where several are, or where each recording has its own.
+        lacks: what not all recordings have of the cameras and extras.
 
     Raises:
         MmsslError: every episode is too short for what `config.clip` asks.
@@ -47,18 +48,15 @@ class RecordedClips(ClipDataset):
 
     def __init__(self, name: str, files: list[RecordingFile], config: "DataConfig"):
         self.files, self.config, self.episodes = files, config, Episodes(files, config)
-        self.cameras, self.camera = self.episodes.cameras, None
-        if config.cameras:
-            chosen = {f"/{camera}": self.episodes.camera(camera)[1] for camera in config.cameras}
-        else:
-            self.camera, names = self.episodes.camera(config.camera)
-            chosen = {"": names}
-        self._planes = _planes(chosen, config.extras)
+        self._planes = self.episodes.planes("video")
+        self.cameras, self.camera = self.episodes.cameras, self.episodes.camera
+        self._has = self.episodes.having(self._planes)
         fraction = 1.0 if config.crop_fraction is None else config.crop_fraction
-        size = config.image_size or self.episodes.frame_size(next(iter(chosen.values())))
+        size = config.image_size or self.episodes.frame_size(self._planes)
         self._cut_up(config)
         super().__init__(name, ClipGeometry(size, fraction), len(self._episode), config)
-        self.modality = next(iter(self._planes))
+        self.modality, self.lacks = next(iter(self._planes)), tuple(self._has)
+        self.segmentation_classes = None if self.episodes.maps is None else self.episodes.maps.names
         self._check_lengths()
         self.groups = torch.from_numpy(self.episodes.group[self._episode]).repeat_interleave(self.views)
         self.choose_target(self.episodes.targets(), config.target)
@@ -96,12 +94,14 @@ class RecordedClips(ClipDataset):
         number = self._episode[video]
         first, n = int(self.episodes.first[number]), int(self.episodes.length[number])
         times = [self.frames_of(video, n, w) for w in wanted]
-        stored = {key: self._stored(key, number, first, list(chain(*times))) for key in self._planes}
+        there = [key for key in self._planes if key not in self._has or self._has[key][number]]
+        stored = {key: self._stored(key, number, first, list(chain(*times))) for key in there}
         clips = []
         for k, (frames, want) in enumerate(zip(times, wanted, strict=True)):
             rows = slice(k * len(frames), (k + 1) * len(frames))
             raw = {key: values[rows] for key, values in stored.items()}
-            clip = self.geometry.cut(raw, tuple(raw[self.modality].shape[1:3]), want.cut)
+            vectors = {key: raw.pop(key).float() for key in VECTORS if key in raw}  # (T, D)
+            clip = {**self.geometry.cut(raw, tuple(next(iter(raw.values())).shape[1:3]), want.cut), **vectors}
             if self._values is not None:
                 clip["label"] = self._values[first + frames[-1]]
             clips.append(clip)
@@ -111,7 +111,17 @@ class RecordedClips(ClipDataset):
         """Frames (T, H, W, ...) of one plane of an episode, from memory or from the disk."""
         if self._memory is not None:
             return self._memory[key][first + torch.tensor(times)]
-        return torch.from_numpy(self.episodes.read(number, self._planes[key], times))
+        path = self._planes[key][self.episodes.file[number]]
+        return torch.from_numpy(self.episodes.read(number, path, times))
+
+    def _stack(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """As `ClipDataset._stack`, with zeros for what a clip lacks."""
+        present = {f"present/{key}": torch.tensor([key in row for row in rows]) for key in self.lacks}
+        for row in rows:
+            frames, _, *size = next(x for key, x in row.items() if key.startswith("video")).shape
+            for key in self.lacks:
+                row.setdefault(key, _no_frames(key, frames, size))
+        return present | super()._stack(rows)
 
     def _load(self) -> dict[str, Tensor]:
         def note(row: int, error: Exception) -> None:
@@ -135,7 +145,9 @@ class RecordedClips(ClipDataset):
             rows = torch.tensor(self._rows(index, keys, augmentation))  # (B, T)
         except TooShort:  # the slow way counts it and finds the next one
             return super().fetch(index, keys, augmentation)
-        batch = {key: stack_planes(values[rows], key) for key, values in self._memory.items()}
+        numbers = self._episode[(index // self.views).numpy()]
+        batch = {f"present/{key}": torch.from_numpy(has[numbers]) for key, has in self._has.items()}
+        batch |= {key: stack_planes(values[rows], key) for key, values in self._memory.items()}
         if self._values is not None:
             batch["label"] = self._values[rows[:, -1]]
         return self.label(batch, index)
@@ -155,8 +167,9 @@ class RecordedClips(ClipDataset):
         number, part, parts = self._episode[video], int(self._part[video]), int(self._parts[video])
         n = int(self.episodes.length[number])
         times = list(range(part * n // parts, (part + 1) * n // parts))
-        for plane in self._planes.values():
-            self.episodes.read(number, plane, times)
+        for paths in self._planes.values():
+            if path := paths[self.episodes.file[number]]:
+                self.episodes.read(number, path, times)
         return len(times)
 
     def _labels(self, target: str) -> Tensor:
@@ -171,11 +184,10 @@ class RecordedClips(ClipDataset):
         return values[torch.tensor(rows)[:, -1]]
 
 
-def _planes(chosen: dict[str, list[str]], extras: Sequence[str]) -> dict[str, list[str]]:
-    """Batch key -> path in each recording, of the pictures and the extras of each chosen camera."""
-    kinds = {"video": "rgb", **{extra: extra for extra in extras}}
-    return {
-        f"{key}{ending}": [f"{plane}/{name}" for name in names]
-        for key, plane in kinds.items()
-        for ending, names in chosen.items()
-    }
+def _no_frames(key: str, frames: int, size: list[int]) -> Tensor:
+    """What stands in a batch in place of a clip that is not there."""
+    if key.startswith("segmentation"):
+        return torch.zeros(frames, *size, dtype=torch.int64)
+    if key.startswith("depth"):
+        return torch.zeros(frames, 1, *size)
+    return torch.zeros(frames, 3, *size, dtype=torch.uint8)

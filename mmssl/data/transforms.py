@@ -18,7 +18,7 @@ from mmssl.keys import mix, uniform
 
 # Streams of `keys.uniform`. Masks use 0 and up; augmentation begins at 1000, so that the two never share a draw.
 CROP_STREAM, FLIP_STREAM, COLOUR_STREAM, ERASE_STREAM, MIX_STREAM, CLIP_STREAM = range(1000, 1006)
-AUDIO_STREAM, GAIN_STREAM, SPEC_STREAM = range(1006, 1009)
+AUDIO_STREAM, GAIN_STREAM, SPEC_STREAM, CAPTION_STREAM = range(1006, 1010)
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma, as Pillow and torchvision
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -125,6 +125,9 @@ class BatchAugment:
         for key in batch:
             if is_picture(key):
                 batch[key] = self._colour_and_erase(batch[key], keys)
+                if a.erase and f"present/{key}" in batch:  # noise is no picture: what is not there stays zero
+                    present = batch[f"present/{key}"]
+                    batch[key] = batch[key] * present.view(-1, *[1] * (batch[key].dim() - 1))
             elif is_sound(key) and (a.gain is not None or a.gain_beta or a.roll):
                 batch[key] = augment_sound(batch[key], uniform(keys, 2, GAIN_STREAM), a)
         return batch

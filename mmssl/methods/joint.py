@@ -80,9 +80,13 @@ class JointAutoencoder(Method):
         empty = {name: torch.zeros(rows, torch.Size(grid).numel(), dtype=torch.bool) for name, grid in grids.items()}
         return {name: masks[name] if name in masks else mask.to(device) for name, mask in empty.items()}
 
+    def tokenizer(self, name: str) -> Tokenizer:
+        """What cuts a modality into what is predicted of it."""
+        return self.encoder.tokenizer(name)
+
     def goal(self, name: str, x: Tensor) -> Tensor:
         """What is to be predicted of one modality, before any norm-pix: (B, N, P), or ids (B, N, ...)."""
-        return self.encoder.tokenizer(name).target(x)
+        return self.tokenizer(name).target(x)
 
     def fill(self, batch: dict[str, Tensor], seen: Seen) -> dict[str, Tensor]:
         """Modality -> what the model says about every token, as `goal` has it; of modalities that the batch lacks too,
@@ -108,7 +112,7 @@ class JointAutoencoder(Method):
         seen = self.see(batch, masks, keys)
         found: dict[str, Tensor] = {}
         for name, values in self.fill(batch, seen).items():
-            tokenizer = self.encoder.tokenizer(name)
+            tokenizer = self.tokenizer(name)
             if name not in batch:
                 found[f"prediction/{name}"] = tokenizer.picture(values)
                 continue
@@ -153,7 +157,7 @@ class JointAutoencoder(Method):
 def _hide(tokenizer: Tokenizer, goal: Tensor, mask: Tensor) -> Tensor:
     """A picture of the goal with the tokenizer's `hidden_value` at its masked tokens, mask (B, N, ...)."""
     shown = tokenizer.picture(goal)
-    covered = mask if goal.ndim == 2 else tokenizer.unpatchify(mask.expand_as(goal))  # ids of a text are no patches
+    covered = mask if goal.ndim == 2 else tokenizer.enlarge(tokenizer.unpatchify(mask.expand_as(goal)))  # text: ids
     return torch.where(covered, torch.full_like(shown, tokenizer.hidden_value), shown)
 
 

@@ -72,10 +72,13 @@ def separable(spatial: Tensor, temporal: Tensor) -> Tensor:
     return (temporal[:, :, None] + spatial[:, None]).flatten(1, 2)
 
 
-def interpolate_positions(table: Tensor, old_grid: tuple[int, ...], new_grid: tuple[int, ...]) -> Tensor:
+def interpolate_positions(
+    table: Tensor, old_grid: tuple[int, ...], new_grid: tuple[int, ...], mode: str = "bicubic"
+) -> Tensor:
     """Interpolation of a position table (1, N, D) from one lattice to another -> (1, N', D).
 
-    Bicubic over (rows, columns), linear over the times of a lattice (times,) or (times, rows, columns).
+    `mode` ("bicubic" or "bilinear") over (rows, columns), linear over the times of a lattice (times,) or (times, rows,
+    columns).
     Raises an `MmsslError` where the table does not belong to `old_grid`.
     """
     if table.shape[1] != math.prod(old_grid):
@@ -83,9 +86,9 @@ def interpolate_positions(table: Tensor, old_grid: tuple[int, ...], new_grid: tu
     if tuple(old_grid) == tuple(new_grid):
         return table
     if len(old_grid) == 1:
-        return interpolate_positions(table, (*old_grid, 1, 1), (*new_grid, 1, 1))
+        return interpolate_positions(table, (*old_grid, 1, 1), (*new_grid, 1, 1), mode)
     place = table.float().reshape(-1, *old_grid[-2:], table.shape[-1]).permute(0, 3, 1, 2)  # (1 or t, D, h, w)
-    place = F.interpolate(place, size=tuple(new_grid[-2:]), mode="bicubic", align_corners=False)
+    place = F.interpolate(place, size=tuple(new_grid[-2:]), mode=mode, align_corners=False)
     if len(old_grid) == 3:
         time = place.flatten(1).t()[None]  # (1, D * h' * w', t)
         time = F.interpolate(time, size=new_grid[0], mode="linear", align_corners=False)
@@ -149,7 +152,7 @@ class Positioned(nn.Module):
             return self.pos_embed
         return separable(self.pos_embed_spatial, self.pos_embed_temporal)
 
-    def resize_positions(self, old_grid: tuple[int, ...], new_grid: tuple[int, ...]) -> None:
+    def resize_positions(self, old_grid: tuple[int, ...], new_grid: tuple[int, ...], mode: str = "bicubic") -> None:
         """Interpolate the tables from one lattice to another, in place."""
         grids = {
             "pos_embed": (old_grid, new_grid),
@@ -159,4 +162,5 @@ class Positioned(nn.Module):
         for name, (before, after) in grids.items():
             if hasattr(self, name):
                 old = getattr(self, name)
-                setattr(self, name, nn.Parameter(interpolate_positions(old.data, before, after), old.requires_grad))
+                table = interpolate_positions(old.data, before, after, mode)
+                setattr(self, name, nn.Parameter(table, old.requires_grad))

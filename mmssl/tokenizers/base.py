@@ -81,7 +81,11 @@ class Tokenizer(Positioned):
 
     def picture(self, values: Tensor) -> Tensor:
         """What `target` gives for every token, (B, N, P) or ids (B, N, ...) -> what one looks at, in raw units."""
-        return self.restore(self.unpatchify(values))
+        return self.enlarge(self.restore(self.unpatchify(values)))
+
+    def enlarge(self, lattice: Tensor) -> Tensor:
+        """What `unpatchify` gives at the size of the raw input, where it is smaller; else as it is."""
+        return lattice
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         """Tokens with their positions: all of them (B, N, D), or those at the places `index` (B, n) -> (B, n, D).

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from mmssl.errors import MmsslError
 from mmssl.nn.gather import gather_tokens
-from mmssl.nn.positions import sincos_2d
 from mmssl.registry import register_tokenizer
-from mmssl.tokenizers.base import Positions, Tokenizer, TokenizerConfig
+from mmssl.tokenizers.base import Positions, TokenizerConfig
+from mmssl.tokenizers.patches import PatchTokenizer, PlanePatches
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,7 +21,7 @@ def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def settle_pixels(config: Any) -> None:
+def settle_size(config: Any) -> None:
     """Make pairs of `image_size` and `patch_size`, and refuse what cannot be; for the `__post_init__` of a config."""
     size, patch = as_pair(config.image_size), as_pair(config.patch_size)
     object.__setattr__(config, "image_size", size)
@@ -33,6 +33,11 @@ def settle_pixels(config: Any) -> None:
             f"image_size {size[0]}x{size[1]} is not divisible by patch_size {patch[0]}x{patch[1]}; "
             f"the nearest sizes that are: {nearest_multiple(size[0], patch[0])}x{nearest_multiple(size[1], patch[1])}."
         )
+
+
+def settle_pixels(config: Any) -> None:
+    """As `settle_size`, and the same for `channels`, `mean` and `std`."""
+    settle_size(config)
     if not len(config.mean) == len(config.std) == config.channels:
         raise MmsslError(
             f"mean and std need one value for each of the {config.channels} channels, "
@@ -47,11 +52,8 @@ def nearest_multiple(size: int, part: int) -> int:
     return max(part, round(size / part) * part)
 
 
-class PixelTokenizer(Tokenizer):
-    """Base of what reads pixels, (B, ..., C, H, W), uint8 or float in [0, 1]; channel fastest in a patch.
-
-    A subclass sets `grid` and `patch_dim` in its `lay_out`, called once more where the encoder is resized.
-    """
+class PixelTokenizer(PatchTokenizer):
+    """Base of what reads pixels, (B, ..., C, H, W), uint8 or float in [0, 1]; channel fastest in a patch."""
 
     noun = "images"
     hidden_value = 0.5  # grey
@@ -62,10 +64,6 @@ class PixelTokenizer(Tokenizer):
         self.register_buffer("std", torch.tensor(config.std).view(-1, 1, 1))
         self.lay_out()
         self.build(positions)
-
-    def lay_out(self) -> None:
-        """Set `grid` and `patch_dim` from the config."""
-        raise NotImplementedError
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,32 +109,10 @@ class PixelTokenizer(Tokenizer):
         """As the base class says, in [0, 1]."""
         return super().picture(values).clamp(0, 1)
 
-    def resize(self, config: TokenizerConfig) -> None:
-        """Take another size from now on, in place.
-
-        A `sinusoid` table is made anew, unless it was trained since; all others are interpolated.
-        """
-        old_grid, old_table, self.config = self.grid, self.positions.detach(), config
-        formula = self.scheme == "sinusoid" and torch.allclose(old_table, self._sinusoid(old_table), atol=1e-2)
-        self.lay_out()
-        if formula:
-            self.set_positions(self._sinusoid(old_table), self.pos_embed.requires_grad)
-        else:
-            self.resize_positions(old_grid, self.grid)
-
-    def _sinusoid(self, like: Tensor) -> Tensor:
-        return self.position_table(self.embed_dim, "sinusoid").to(like)
-
     def check_shape(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise MmsslError(f"{self.modality!r} must be a torch tensor, got {type(x).__name__}.")
-        if x.dtype != torch.uint8 and not x.is_floating_point():
+        if isinstance(x, Tensor) and x.dtype != torch.uint8 and not x.is_floating_point():
             raise MmsslError(f"{self.modality!r} must be uint8, or float in [0, 1], got {x.dtype}; convert it.")
-        if tuple(x.shape[1:]) != self.shape:
-            raise MmsslError(
-                f"{self.modality!r} must have the shape (batch, {', '.join(map(str, self.shape))}), "
-                f"got {tuple(x.shape)}; resize the {self.noun}, or the encoder with encoder.resize((height, width))."
-            )
+        self.check_tensor(x, self.shape, self.noun)
 
     def check(self, x: Tensor) -> None:
         self.check_shape(x)
@@ -170,7 +146,7 @@ class ImageTokenizerConfig(TokenizerConfig):
 
 
 @register_tokenizer("image")
-class ImageTokenizer(PixelTokenizer):
+class ImageTokenizer(PlanePatches, PixelTokenizer):
     """Images (B, C, H, W), uint8 or float in [0, 1], <-> patches (B, N, p * q * C).
 
     A patch is flattened in the order (row, column, channel), channel fastest, as MAE does.
@@ -182,24 +158,3 @@ class ImageTokenizer(PixelTokenizer):
         (height, width), (p, q) = self.config.image_size, self.config.patch_size
         self.grid = (height // p, width // q)
         self.patch_dim = p * q * self.config.channels
-
-    def cut(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, C, p * q)."""
-        batch, channels, height, width = x.shape
-        p, q = self.config.patch_size
-        x = x.reshape(batch, channels, height // p, p, width // q, q)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels, p * q)
-
-    def unpatchify(self, patches: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """(B, N, p * q * C) -> (B, C, H, W), exactly what `patchify` took."""
-        rows, columns = grid or self.grid
-        p, q = self.config.patch_size
-        x = patches.reshape(patches.shape[0], rows, columns, p, q, -1)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, rows * p, columns * q)
-
-    def position_table(self, dim: int, positions: Positions) -> Tensor:
-        if positions == "separable":
-            raise MmsslError("positions 'separable' are of times and places; images have 'sincos' or 'learned' ones.")
-        if positions in ("sincos", "sincos_row"):
-            return sincos_2d(dim, self.grid, "row_first" if positions == "sincos_row" else "column_first")[None]
-        return super().position_table(dim, positions)

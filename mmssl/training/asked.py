@@ -11,8 +11,8 @@ from mmssl.tokenizers.text import text_tokenizer
 def text_encoding(model: nn.Module, given: TextEncoding | None) -> TextEncoding | None:
     """How texts are encoded for a method or an encoder: as the recipe says, else as its tokenizer does.
 
-    As it is given for a model that reads no text. Raises an `MmsslError` where the recipe's ids mean something else than
-    the tokenizer's, or are more than it reads.
+    As it is given for a model that reads no text. Raises an `MmsslError` where the recipe's ids do not mean what the
+    tokenizer's mean, or a row has more of them than it reads.
     """
     tokenizer = text_tokenizer(model)
     if tokenizer is None:
@@ -29,8 +29,8 @@ def text_encoding(model: nn.Module, given: TextEncoding | None) -> TextEncoding 
             )
     if given.length > wanted.length:
         raise MmsslError(
-            f"data.text.length is {given.length} and the method reads {wanted.length} tokens; lower the first, or raise "
-            "the second."
+            f"data.text.length is {given.length} and the method reads {wanted.length} tokens; lower the first, or "
+            "raise the second."
         )
     return given
 

@@ -40,6 +40,8 @@ class OptimConfig:
     """LARS' trust coefficient"""
     weight_decay: float = 0.05
     """decay of weights with two or more dimensions"""
+    decay_all: bool = False
+    """all parameters decay: biases, norms and tokens too (MultiMAE's released code)"""
     warmup_steps: int | None = None
     """steps of linear warm-up from zero"""
     warmup_epochs: float | None = None
@@ -107,7 +109,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     scales = layer_scales(model, config.layer_decay)
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in named:
-        decay = 0.0 if _no_decay(name, parameter, exempt) else config.weight_decay
+        exempted = not config.decay_all and _no_decay(name, parameter, exempt)
+        decay = 0.0 if exempted else config.weight_decay
         scale = scales[name]
         empty = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
         group = groups.setdefault((decay, scale), empty)

@@ -23,6 +23,7 @@ from mmssl.errors import MmsslError
 from mmssl.methods.base import Method, MethodConfig, create_method
 from mmssl.tokenizers.audio import audio_tokenizer
 from mmssl.training import atomic
+from mmssl.training.asked import check_vocabulary, text_encoding
 from mmssl.training.checkpoint import RunFolder, check_architecture
 from mmssl.training.distributed import Processes, seed_all
 from mmssl.training.logging import say
@@ -43,13 +44,17 @@ class PretrainConfig:
     """how long, and with which batches"""
     data: DataConfig = field(default_factory=DataConfig)
     """on what; `--data` on the command line sets data.source. What they do not say, the method does: image_size, and of
-    sound audio.sample_rate and audio.seconds (as many as fill its spectrogram)"""
+    sound audio.sample_rate and audio.seconds (as many as fill its spectrogram), and of captions text"""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """how the weights are updated"""
 
 
 def pretrain(
-    config: PretrainConfig, run: Path | None = None, overwrite: bool = False, init: str | Path | None = None
+    config: PretrainConfig,
+    run: Path | None = None,
+    overwrite: bool = False,
+    init: str | Path | None = None,
+    shared_only: bool = False,
 ) -> RunFolder:
     """Run a recipe, or go on with it where the run folder holds a part of it.
 
@@ -58,6 +63,8 @@ def pretrain(
         run: the run folder; `runs/<method>` if not given.
         overwrite: delete what an earlier run left in the folder.
         init: start from these weights: whatever `mmssl.load_method` or `mmssl.load` takes.
+        shared_only: take from `init` what it shares with the recipe's method, where they are of other modalities
+            (`--init-shared`).
 
     Returns:
         The run folder, with the encoder for users in `export/`, pictures in `figures/` and `report.html`.
@@ -71,24 +78,30 @@ def pretrain(
     with folder.lock():
         folder.start(overwrite)
         team.wait()  # until the main process has made the folder ready
-        _pretrain(config, folder, init, team)
+        _pretrain(config, folder, init, team, shared_only)
     return folder
 
 
-def _pretrain(config: PretrainConfig, run: RunFolder, init: str | Path | None, team: Processes) -> None:
+def _pretrain(
+    config: PretrainConfig, run: RunFolder, init: str | Path | None, team: Processes, shared_only: bool
+) -> None:
     """Train, and in the main process write everything that users look at."""
     seed_all(config.loop.seed)
     method = create_method(config.method)
     size = config.data.image_size or _image_size(method)
     audio = sound_sampling(method.encoder, config.data.audio)
-    data = dataclasses.replace(config.data, image_size=size, audio=audio, target=config.data.target or "none")
+    text = text_encoding(method, config.data.text)
+    data = dataclasses.replace(
+        config.data, image_size=size, audio=audio, text=text, target=config.data.target or "none"
+    )
     dataset = data.open()
+    check_vocabulary(method, dataset)
     if data.vet:
         vet_once(dataset, run.skipped, config.loop.workers or None, say, team.is_main)
     if init is not None and run.all_checkpoints():
         say(f"{run.path} holds a checkpoint: going on from it, --init {init} is not read again.")
     elif init is not None:
-        say(load_into(method, init))
+        say(load_into(method, init, shared_only))
     if team.is_main:
         _check_newest(method, run)
         _write_config(config, run)
@@ -158,6 +171,9 @@ def _tell_bad_files(dataset: Dataset) -> None:
     if dataset.bad.count:
         names = ", ".join(list(dataset.bad.names)[:5])
         say(f"{dataset.bad.count} unreadable files were left out: {names}")
+    if dataset.text_encoder is not None and dataset.text_encoder.cut:
+        length = dataset.text_encoder.encoding.length
+        say(f"texts were cut {dataset.text_encoder.cut} times: they have more than {length} tokens (data.text.length)")
 
 
 def _finish(method: Method, config: PretrainConfig, data: DataConfig, run: RunFolder, result: FitResult) -> None:

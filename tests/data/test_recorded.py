@@ -111,8 +111,8 @@ def test_cameras(record):
 
 @pytest.mark.parametrize("cache", ["none", "memory"])
 def test_depth_and_ids_take_the_same_crop(record, cache):
-    extras = {"camera": "front", "extras": ("depth", "segmentation"), "cache": cache, "split": "all"}
-    dataset = open_dataset(record(), **extras)
+    extras = {"extras": ("depth", "segmentation"), "segmentation": "ids"}
+    dataset = open_dataset(record(), camera="front", cache=cache, split="all", **extras)
     batch = dataset.fetch(torch.arange(4))
     assert batch["depth"].shape == (4, 1, 16, 16) and batch["depth"].dtype == torch.float32
     assert batch["segmentation"].shape == (4, 16, 16) and batch["segmentation"].dtype == torch.int64
