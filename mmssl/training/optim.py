@@ -42,6 +42,8 @@ class OptimConfig:
     """decay of weights with two or more dimensions"""
     decay_all: bool = False
     """all parameters decay: biases, norms and tokens too (MultiMAE's released code)"""
+    decay_norms: bool = False
+    """weights of norms decay too (M3AE's released code)"""
     warmup_steps: int | None = None
     """steps of linear warm-up from zero"""
     warmup_epochs: float | None = None
@@ -110,6 +112,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in named:
         exempted = not config.decay_all and _no_decay(name, parameter, exempt)
+        if config.decay_norms and ".norm" in f".{name}" and name.endswith(".weight"):
+            exempted = False
         decay = 0.0 if exempted else config.weight_decay
         scale = scales[name]
         empty = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
