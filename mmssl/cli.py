@@ -26,6 +26,7 @@ VERBS = {
     "finetune": ("mmssl.evaluation.finetune:finetune", "run a fine-tuning recipe on pretrained weights"),
     "probe": ("mmssl.evaluation.probe:probe", "judge frozen features beside a random encoder and raw pixels"),
     "track": ("mmssl.evaluation.tracking:track", "carry masks, parts or joints through videos with frozen features"),
+    "retrieve": ("mmssl.evaluation.retrieve:retrieve", "captions by images, images by captions, classes by prompts"),
     "embed": ("mmssl.evaluation.embed:embed", "write the features of a dataset to a safetensors file"),
     "report": ("mmssl.report.html:report", "write the report of a run folder, or compare several"),
     "export": ("mmssl.weights.export:export", "write a run's encoder for users"),
@@ -109,7 +110,10 @@ def _run_function(verb: str, rest: list[str]) -> None:
 
 
 def _run_recipe(verb: str, rest: list[str]) -> None:
-    """`mmssl VERB RECIPE [--data SOURCE ...] [--run FOLDER] [--overwrite] [--init WEIGHTS] [--a.b VALUE ...]`."""
+    """`mmssl VERB RECIPE [--data SOURCE ...] [--run FOLDER] [--overwrite] [--init WEIGHTS] [--a.b VALUE ...]`.
+
+    `pretrain` takes `--init-shared WEIGHTS` as well.
+    """
     from mmssl.config import load_config
     from mmssl.paths import find_resource
 
@@ -124,6 +128,8 @@ def _run_recipe(verb: str, rest: list[str]) -> None:
     path = find_resource("configs", rest[0])
     config = load_config(_locate(RECIPES[verb]), path)
     options, rest = _take_options(rest[1:], usage)
+    if "shared_only" in options and verb != "pretrain":
+        raise MmsslError(f"--init-shared is for mmssl pretrain; mmssl {verb} takes --init.")
     _locate(VERBS[verb][0])(override(config, rest, f"mmssl {verb} RECIPE"), **options)
 
 
@@ -162,11 +168,12 @@ def _take_options(rest: list[str], usage: str) -> tuple[dict[str, Any], list[str
         name, _, value = word.removeprefix("--").partition("=")
         if word == "--overwrite":
             options["overwrite"] = True
-        elif word.startswith("--") and name in ("run", "init"):
+        elif word.startswith("--") and name in ("run", "init", "init-shared"):
             value = value or next(words, "")
             if not value:
                 raise MmsslError(f"--{name} needs a value; {usage}")
-            options[name] = Path(value) if name == "run" else value
+            options["run" if name == "run" else "init"] = Path(value) if name == "run" else value
+            options |= {"shared_only": True} if name == "init-shared" else {}
         else:
             left.append("--data.source" if word == "--data" else word)
     return options, left

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmssl.errors import MmsslError
+from mmssl.errors import MmsslError, unknown_name
 from mmssl.keys import random_bits, uniform
 from mmssl.masking import Grids, MaskSampler
 
@@ -166,49 +166,62 @@ def gamma(keys: Tensor, n: int, alpha: float) -> Tensor:
 
 
 class ViewMask(JointMask):
-    """Whole views hidden, and most of what is left: k views of each sample and frame, drawn uniformly.
+    """Whole views hidden, and most of what is left: k views of each sample and frame.
 
-    The multi-view masked autoencoder of Seo et al. 2023 (MV-MWM, arXiv 2302.02408): of all views' tokens of a frame
-    `int(V * h * w * (1 - ratio - (1 - ratio) * k / V))` stay visible, none of them in a hidden view.
+    The multi-view masked autoencoder of Seo et al. 2023 (MV-MWM, arXiv 2302.02408): of the N tokens of all views and
+    frames `int(N * (1 - ratio - (1 - ratio) * k / V))` stay visible, none of them in a hidden view; how many of them
+    are of one frame is left to chance, as in the released code.
 
     Args:
         ratio: fraction of the tokens to mask where no view is hidden; the paper's .9 with one of two views hidden masks
             .95 of all.
         hidden_views: k, how many views are hidden wholly; fewer where a batch has no more than these.
+        draw: which views: each set equally often; or `coins`, a coin for each view from the first to the last until k
+            are hidden (the released code): of three views or more the first ones are hidden more often.
     """
 
-    def __init__(self, ratio: float, hidden_views: int = 1):
+    def __init__(self, ratio: float, hidden_views: int = 1, draw: Literal["uniform", "coins"] = "uniform"):
         if not 0 < ratio < 1:
             raise MmsslError(f"the mask ratio must lie strictly between 0 and 1, got {ratio}.")
         if hidden_views < 0:
             raise MmsslError(f"hidden_views must be 0 or more, got {hidden_views}.")
-        self.ratio, self.hidden_views = ratio, hidden_views
+        if draw not in ("uniform", "coins"):
+            raise unknown_name("draw", draw, ("uniform", "coins"))
+        self.ratio, self.hidden_views, self.draw = ratio, hidden_views, draw
 
     def budget(self, grids: Grids) -> int:
         frames, places = _one_lattice(grids)
-        return frames * self._per_frame(len(grids), places)
+        k = min(self.hidden_views, len(grids) - 1)
+        share = (1 - self.ratio) * (1 - k / len(grids))
+        return int(round(share * len(grids) * frames * places, 6))
 
     def visible(self, grids: Grids) -> dict[str, int]:
-        frames, places = _one_lattice(grids)
-        return {name: frames * min(places, self._per_frame(len(grids), places)) for name in grids}
-
-    def _per_frame(self, views: int, places: int) -> int:
-        k = min(self.hidden_views, views - 1)
-        return int(round((1 - self.ratio) * (1 - k / views) * views * places, 6))
+        return {name: min(math.prod(grid), self.budget(grids)) for name, grid in grids.items()}
 
     def __call__(self, grids: Grids, keys: Tensor, valid: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         frames, places = _one_lattice(grids)
         views, valid = len(grids), valid or {}
-        k = min(self.hidden_views, views - 1)
-        which = uniform(keys, frames * views, 0).unflatten(1, (frames, views))
-        hidden = which.argsort(dim=-1, stable=True).argsort(dim=-1) < k  # (B, T, V)
+        hidden = self.choose(keys, frames, views)  # (B, T, V)
         order = uniform(keys, frames * views * places, 1).unflatten(1, (frames, views, places))
         real = torch.ones(len(keys), 1, dtype=torch.bool, device=keys.device).expand(-1, frames * places)
         real = torch.stack([valid.get(name, real).unflatten(1, (frames, places)) for name in grids], 2)  # (B, T, V, P)
         order = (order + 2 * hidden[..., None]).masked_fill(~real, math.inf)
-        kept = order.flatten(2).argsort(dim=-1, stable=True)[..., : self._per_frame(views, places)]  # (B, T, n)
-        mask = torch.ones_like(real).flatten(2).scatter(-1, kept, False).unflatten(2, (views, places)) | ~real
+        kept = order.flatten(1).argsort(dim=-1, stable=True)[:, : self.budget(grids)]  # (B, n)
+        mask = torch.ones_like(real).flatten(1).scatter(-1, kept, False).view(real.shape) | ~real
         return {name: mask[:, :, view].flatten(1) for view, name in enumerate(grids)}
+
+    def choose(self, keys: Tensor, frames: int, views: int) -> Tensor:
+        """Which views are hidden in each frame, bool (B, T, V): k of them."""
+        k = min(self.hidden_views, views - 1)
+        chance = uniform(keys, frames * views, 0).unflatten(1, (frames, views))
+        if self.draw == "uniform":
+            return chance.argsort(dim=-1, stable=True).argsort(dim=-1) < k
+        chosen = []
+        for view in range(views):
+            before = torch.stack(chosen, -1).sum(-1) if chosen else torch.zeros_like(chance[..., 0], dtype=torch.int64)
+            forced = k - before >= views - view  # all that are left are needed
+            chosen.append((before < k) & (forced | (chance[..., view] > 0.5)))
+        return torch.stack(chosen, -1)
 
 
 def _one_lattice(grids: Grids) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from mmssl.training.pretrain import PretrainConfig
 CLASSES = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "linear": FinetuneConfig}
 RECIPES = [name for name in list_resources("configs") if not name.startswith("benchmark/")]
 VIDEO_SIZES = ("small", "base", "large", "huge")
-STEPS_AN_EPOCH = {4096: 312, 1024: 1251, 16384: 78}
+STEPS_AN_EPOCH = {4096: 312, 1024: 1251, 16384: 78, 32768: 12207}
 
 
 def load(name: str):

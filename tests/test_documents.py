@@ -38,7 +38,7 @@ def test_a_command_names_a_verb_a_recipe_and_options_that_exist(line):
     config = load_config(cli._locate(cli.RECIPES[verb]), find_resource("configs", rest[0]))
     options, left = cli._take_options(rest[1:], "usage")
     cli.override(config, left, "mmssl")
-    assert set(options) == {"run", "overwrite", "init"}
+    assert set(options) - {"shared_only"} == {"run", "overwrite", "init"}
 
 
 def test_the_documents_are_read():

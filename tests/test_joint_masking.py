@@ -106,13 +106,22 @@ def test_whole_views_are_hidden_frame_by_frame(views):
     sampler = ViewMask(0.9, hidden_views=1)
     masks = sampler(grids, keys(300))
     shown = torch.stack([(~m).unflatten(1, (4, 36)).sum(2) for m in masks.values()], -1)  # (B, T, V)
-    per_frame = int(round(0.1 * (1 - min(1, views - 1) / views) * views * 36, 6))
-    assert (shown.sum(-1) == per_frame).all() and sampler.budget(grids) == 4 * per_frame
+    total = int(round(0.1 * (1 - min(1, views - 1) / views) * views * 144, 6))
+    assert (shown.sum((1, 2)) == total).all() and sampler.budget(grids) == total  # 14 of two views, as published
     if views > 1:
         assert ((shown == 0).sum(-1) >= 1).all()
-        often = (shown == 0).float().mean((0, 1))
-        assert (often - often.mean()).abs().max() < 0.06  # each view equally often
-        assert not (shown[:, 0] == shown[:, 1]).all()
+        hidden = sampler.choose(keys(300), 4, views)
+        assert (shown[hidden] == 0).all() and (hidden.sum(-1) == 1).all()
+        assert (hidden.float().mean((0, 1)) - 1 / views).abs().max() < 0.06  # each view equally often
+        assert not (hidden[:, 0] == hidden[:, 1]).all()
+
+
+def test_views_drawn_by_coins_prefer_the_first_ones():
+    often = ViewMask(0.9, 1, "coins").choose(keys(4000), 2, 3).float().mean((0, 1))
+    torch.testing.assert_close(often, torch.tensor([1 / 2, 1 / 4, 1 / 4]), atol=0.02, rtol=0)
+    assert (ViewMask(0.9, 2, "coins").choose(keys(500), 3, 4).sum(-1) == 2).all()
+    of_four = ViewMask(0.9, 1, "coins").choose(keys(4000), 2, 4).float().mean((0, 1))
+    torch.testing.assert_close(of_four, torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8]), atol=0.02, rtol=0)
 
 
 def test_what_cannot_be():
@@ -122,6 +131,7 @@ def test_what_cannot_be():
         (lambda: DirichletMask(0), "at least 1, got 0"),
         (lambda: DirichletMask(4, alpha=0), "above 0, got 0"),
         (lambda: ViewMask(1.0), "strictly between 0 and 1"),
+        (lambda: ViewMask(0.5, draw="dice"), "draw 'dice'"),
         (lambda: ViewMask(0.5)({"a": (2, 2), "b": (3, 2)}, keys(1)), "all have one lattice"),
     ):
         with pytest.raises(MmsslError, match=words):

@@ -4,6 +4,7 @@ Whole episodes are held out: neighbouring frames look alike, and a split through
 memory. Laid end to end, the frames of the split are its rows.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -258,6 +259,19 @@ class Episodes:
             moving = joined.std(axis=0) > 1e-6 * (1 + np.abs(joined).max(axis=0))
             flat = [episode[:, moving] for episode in flat]
         return torch.from_numpy(np.concatenate([flat[group] for group in self.group]).astype(np.float32))
+
+    def vectors(self, name: str) -> Tensor:
+        """(N, D): a recorded vector of every row, with the dimensions that never change, in the precision stored.
+
+        Damaged episodes are left out, of which training leaves out what cannot be read.
+        """
+        parts = []
+        for number in range(len(self)):
+            with contextlib.suppress(*UNREADABLE):
+                parts.append(self._file(number).vector(int(self.episode[number]), name))
+        if not parts:
+            raise MmsslError(f"no {name!r} of {', '.join(file.task for file in self.files)} can be read; record again.")
+        return torch.from_numpy(np.concatenate(parts))
 
 
 def decoded(frame: np.ndarray) -> np.ndarray:

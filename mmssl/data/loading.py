@@ -159,6 +159,11 @@ def open_dataset(
     return DataConfig(source=tuple(str(s) for s in sources), image_size=size and tuple(size), **fields).open()
 
 
+def kinds_of(config: DataConfig) -> list[str]:
+    """Kinds of the sources as they are recognised, each once: "recorded", "image_folder", ..."""
+    return sorted({kind for kind, _, _ in (_locate(source, config) for source in config.source)})
+
+
 def _open(config: DataConfig) -> Dataset:
     found = [_locate(source, config) for source in config.source]
     kinds = sorted({kind for kind, _, _ in found})

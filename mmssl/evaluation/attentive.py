@@ -54,7 +54,10 @@ class TokenProbe(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
-        return self.head(x if self.positions is None else x + self.positions)
+        if self.positions is not None:
+            return self.head(x + self.positions)
+        real = (tokens != 0).any(-1)  # a token of zeros is padding, see `extract`
+        return self.head(x, None if bool(real.all()) else real | ~real.any(1, keepdim=True))
 
 
 @register_evaluator("attentive")

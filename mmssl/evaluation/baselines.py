@@ -4,19 +4,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmssl.encoder import Features
+from mmssl.encoder import PICTURES, Features
 from mmssl.errors import MmsslError
 from mmssl.evaluation.frames import FrameEncoder
+from mmssl.evaluation.modalities import ChosenEncoder
 from mmssl.tokenizers.audio import AudioTokenizer, audio_tokenizer
+from mmssl.tokenizers.vector import copy_statistics
 
 
 def random_like(encoder: nn.Module, seed: int = 0) -> nn.Module:
     """A freshly initialised encoder of the same class and configuration, on the same device, in eval mode."""
     if isinstance(encoder, FrameEncoder):
         return FrameEncoder(random_like(encoder.encoder, seed), encoder.at_once)
+    if isinstance(encoder, ChosenEncoder):
+        return ChosenEncoder(random_like(encoder.encoder, seed), encoder.modalities, encoder.asked)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(encoder)(encoder.config)
+    copy_statistics(encoder, fresh)
     device = next(iter(encoder.state_dict().values())).device
     return fresh.to(device).requires_grad_(False).eval()
 
@@ -24,8 +29,18 @@ def random_like(encoder: nn.Module, seed: int = 0) -> nn.Module:
 def raw_inputs(encoder: nn.Module, modality: str) -> dict[str, nn.Module]:
     """What stands in the place of features where nothing is learned before the probe, by the name that tables show.
 
-    Of pictures and clips their pixels; of sound the statistics of the encoder's spectrogram, and the spectrogram.
+    Of pictures and clips their pixels, and of several modalities those of all that are pictures; of sound the
+    statistics of the encoder's spectrogram, and the spectrogram. Of text alone there is nothing.
     """
+    if isinstance(encoder, ChosenEncoder):
+        pictures = [name for name in encoder.modalities if name.split("/")[0] in PICTURES]
+        if not pictures:
+            return {}
+        if len(pictures) > 1 or pictures[0].split("/")[0] in ("depth", "segmentation"):
+            tokenizers = {name: encoder.encoder.tokenizer(name) for name in pictures}
+            classes = {name: getattr(tokenizer.config, "classes", 0) for name, tokenizer in tokenizers.items()}
+            return {"pixels": SeveralPixels(classes, encoder.asked)}
+        modality = pictures[0]
     tokenizer = audio_tokenizer(encoder)
     if tokenizer is None or modality != tokenizer.modality:
         return {"pixels": PixelEncoder(modality)}
@@ -50,7 +65,8 @@ class PixelEncoder(nn.Module):
 
     def __init__(self, modality: str = "image", patch_size: int = 8, max_side: int = 64):
         super().__init__()
-        self.modality, self.patch_size, self.max_side = modality, patch_size, max_side
+        self.modality, self.modalities = modality, (modality,)
+        self.patch_size, self.max_side = patch_size, max_side
         self.register_buffer("place", torch.empty(0), persistent=False)  # says on which device it works
 
     def forward(self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None) -> Features:
@@ -79,6 +95,45 @@ class PixelEncoder(nn.Module):
         if size != list(frames.shape[2:]):
             frames = F.interpolate(frames, size=size, mode="area" if factor < 1 else "bilinear")
         return frames, (size[0] // p, size[1] // p)
+
+
+class SeveralPixels(nn.Module):
+    """The pixels of several modalities of pictures; depth in metres, ids as one plane a class of at most 16 x 16.
+
+    All have the same lattice. Tokens are padded with zeros to the width of the widest modality's.
+
+    Args:
+        classes: modality -> number of classes of a segmentation, 0 for anything else.
+        asked: a user named these modalities, as `ChosenEncoder` has it.
+    """
+
+    pooling = "flat"
+    without_positions = True
+
+    def __init__(self, classes: dict[str, int], asked: bool = False):
+        super().__init__()
+        self.classes, self.modalities, self.asked = classes, tuple(classes), asked
+        sizes = {name: (2, 16) if n else (8, 64) for name, n in classes.items()}
+        self.parts = nn.ModuleDict({name: PixelEncoder(name, *size) for name, size in sizes.items()})
+
+    def forward(self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None) -> Features:
+        """Those of its modalities that a batch has -> `Features` with tokens (B, all N, values)."""
+        there = [name for name in self.modalities if name in batch]
+        if not there:
+            raise MmsslError(f"the batch has none of {', '.join(self.modalities)}; it has {', '.join(batch)}.")
+        found = [self.parts[name]({name: self._planes(batch[name], self.classes[name])}) for name in there]
+        width = max(features.tokens.shape[2] for features in found)
+        tokens = torch.cat([F.pad(f.tokens, (0, width - f.tokens.shape[2])) for f in found], 1)
+        index = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        grid = {name: shape for features in found for name, shape in features.grid.items()}
+        return Features(tokens, index, torch.ones_like(index, dtype=torch.bool), None, grid)
+
+    @staticmethod
+    def _planes(x: Tensor, classes: int) -> Tensor:
+        """Ids (B, H, W) -> shares of classes (B, classes, H / 4, W / 4), 0 for ids that are none; the rest as it is."""
+        if not classes:
+            return x
+        return F.avg_pool2d((x[:, None] == torch.arange(classes, device=x.device)[:, None, None]).float(), 4)
 
 
 class SpectrogramEncoder(PixelEncoder):

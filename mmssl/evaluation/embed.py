@@ -23,6 +23,7 @@ def embed(
     target: str | None = None,
     camera: str | None = None,
     clip: tuple[str, ...] = (),
+    modalities: tuple[str, ...] = (),
     batch_size: int = 256,
     workers: int = 0,
     device: str = "auto",
@@ -44,31 +45,39 @@ def embed(
         camera: which camera of a recorded dataset.
         clip: how clips are sampled, e.g. how=dense frames=8 stride=2, or none; of sound e.g. seconds=5; by default as
             the run did, or dense, or as long as the encoder reads.
+        modalities: what an encoder of several is shown, e.g. image depth; by default all that the data have too.
         batch_size: images, or frames of clips, in one pass.
         workers: processes that read images or clips.
         device: auto, cpu, cuda or mps.
         max_gb: memory that the features may take.
     """
-    if not data:
-        raise MmsslError("nothing to embed: give --data a card's name, a folder or a recorded dataset.")
-    if pooling not in (*POOLINGS, "tokens"):
-        raise unknown_name("pooling", pooling, (*POOLINGS, "tokens"))
     out = Path(out)
-    if out.suffix != ".safetensors":
-        raise MmsslError(f"the features are written to a .safetensors file, and {out} does not end so.")
+    _refuse(data, pooling, out)
     encoder = load_encoder(weights, device)
-    dataset = DataChoice.for_encoder(encoder, weights, data, clip, target=target, camera=camera).part(split)
-    found = extract(fit_to(encoder, dataset), dataset, pooling, batch_size=batch_size, workers=workers, max_gb=max_gb)
+    choice = DataChoice.for_encoder(encoder, weights, data, clip, modalities, target=target, camera=camera)
+    dataset = choice.part(split)
+    encoder = fit_to(choice.reader(encoder), dataset)
+    found = extract(encoder, dataset, pooling, batch_size=batch_size, workers=workers, max_gb=max_gb)
     out.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"features": found.features, "index": found.index, "labels": found.labels, "groups": found.groups}
     tensors = {name: x.contiguous() for name, x in tensors.items() if x is not None}
     about = {"weights": str(weights), "data": list(data), "split": split, "pooling": pooling}
+    about["modalities"] = list(encoder.modalities)
     save_file(tensors, out, metadata={k: v if isinstance(v, str) else " ".join(v) for k, v in about.items()})
     write_text(out.with_suffix(".json"), json.dumps({**about, **_describe(dataset, found.index)}, indent=1) + "\n")
     print(
         f"{tuple(found.features.shape)} features of {dataset.name} in {out}, their names in {out.with_suffix('.json')}"
     )
     return out
+
+
+def _refuse(data: tuple[str, ...], pooling: str, out: Path) -> None:
+    if not data:
+        raise MmsslError("nothing to embed: give --data a card's name, a folder or a recorded dataset.")
+    if pooling not in (*POOLINGS, "tokens"):
+        raise unknown_name("pooling", pooling, (*POOLINGS, "tokens"))
+    if out.suffix != ".safetensors":
+        raise MmsslError(f"the features are written to a .safetensors file, and {out} does not end so.")
 
 
 def _describe(dataset, index: torch.Tensor) -> dict:

@@ -29,6 +29,11 @@ class EvaluatorConfig:
     batch_size: int = 256  # images, or frames of clips, in one pass of the encoder; changes the time, never the score
     workers: int = 0  # processes that read images or clips
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What else makes it another question than by default, for tables."""
+        return ()
+
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise unknown_name("pooling", self.pooling, POOLINGS)
@@ -70,7 +75,7 @@ def pool(features: Any, how: str) -> Tensor:
         MmsslError: an unknown name, a cls token that the encoder lacks, or a grid of tokens that are no lattice.
     """
     if how == "flat":
-        return features.tokens.flatten(1)  # (B, N * D)
+        return real_tokens(features).flatten(1)  # (B, N * D)
     if how == "bands":
         if list(features.grid) != ["audio"]:
             raise MmsslError(f"pooling 'bands' is for sound, and these are features of {', '.join(features.grid)}.")
@@ -87,6 +92,11 @@ def pool(features: Any, how: str) -> Tensor:
     return features.pooled(how)
 
 
+def real_tokens(features: Any) -> Tensor:
+    """Tokens (B, N, D), zeros where they are padding: of a short text, or of what a row lacks."""
+    return features.tokens * features.valid[..., None]
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where the module's parameters or buffers live; the CPU if it has none."""
     for tensor in [*module.parameters(), *module.buffers()]:
@@ -95,18 +105,18 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def encoded(encoder: nn.Module, dataset: Any, batch_size: int, workers: int = 0) -> Iterator[tuple[Any, Tensor]]:
-    """(Features, index (B,)) of every batch of the dataset in its order; the encoder is in eval mode meanwhile."""
+def encoded(encoder: nn.Module, dataset: Any, batch_size: int, workers: int = 0) -> Iterator[tuple[Any, dict]]:
+    """(Features, batch) of every batch of the dataset in its order; the encoder is in eval mode meanwhile."""
     if len(dataset) == 0:
         raise MmsslError(f"the dataset {dataset.name!r} has no samples in this split.")
     device, was_training = device_of(encoder), encoder.training
     encoder.eval()
     try:
         for number, batch in enumerate(in_order(dataset, batch_size, workers)):
-            batch = {k: v for k, v in batch.items() if k not in ("label", "keys")}
+            inputs = {k: v for k, v in batch.items() if k not in ("label", "keys")}
             if number == 0 and hasattr(encoder, "check"):
-                encoder.check(batch)
-            yield encoder({k: v.to(device, non_blocking=True) for k, v in batch.items()}), batch["index"]
+                encoder.check(inputs)
+            yield encoder({k: v.to(device, non_blocking=True) for k, v in inputs.items()}), batch
     finally:
         encoder.train(was_training)
 
@@ -132,7 +142,7 @@ def extract(
     Args:
         encoder: anything that maps a batch to `Features`; an attribute `pooling` of it overrules the argument.
         dataset: a `mmssl.data` dataset.
-        pooling: one of `POOLINGS`, or "tokens" for all patch tokens, (N, tokens, D).
+        pooling: one of `POOLINGS`, or "tokens" for all patch tokens, (N, tokens, D), zeros where they are padding.
         batch_size: images, or frames of clips, in one pass; the result does not depend on it beyond rounding.
         max_gb: memory that the features may take.
 
@@ -141,9 +151,9 @@ def extract(
     """
     how = pooling if pooling == "tokens" else getattr(encoder, "pooling", None) or pooling
     rows, index = [], []
-    for features, places in encoded(encoder, dataset, batch_size, workers):
-        rows.append((features.tokens if how == "tokens" else pool(features, how)).float().cpu())
-        index.append(places.cpu())
+    for features, batch in encoded(encoder, dataset, batch_size, workers):
+        rows.append((real_tokens(features) if how == "tokens" else pool(features, how)).float().cpu())
+        index.append(batch["index"].cpu())
         gigabytes = len(dataset) * rows[0][0].numel() * 4 / 2**30
         if gigabytes > max_gb:
             raise MmsslError(
@@ -174,20 +184,28 @@ def groups_of(dataset: Any) -> Tensor | None:
 class Splits:
     """A training and a held-out dataset with the same labels, and the features already extracted from them.
 
+    Args:
+        labelled: False where no question needs a label, as those on every pixel.
+
     Raises:
         MmsslError: no labels, no samples, or labels that differ in kind, classes or length.
     """
 
-    def __init__(self, train: Any, test: Any):
+    def __init__(self, train: Any, test: Any, labelled: bool = True):
         self.train, self.test = train, test
         self._cache: dict[tuple, tuple[nn.Module, tuple[FeatureSet, FeatureSet]]] = {}
         for part, dataset in (("training", train), ("test", test)):
-            if getattr(dataset, "task", None) is None:
+            if labelled and getattr(dataset, "task", None) is None:
                 raise MmsslError(
                     f"the {part} data {dataset.name!r} has no labels, so nothing can be probed: choose a target."
                 )
             if len(dataset) == 0:
                 raise MmsslError(f"the {part} data {dataset.name!r} has no samples.")
+        if labelled:
+            self._check_labels(train, test)
+
+    @staticmethod
+    def _check_labels(train: Any, test: Any) -> None:
         if train.task != test.task or list(train.classes or []) != list(test.classes or []):
             raise MmsslError("the training and the test data have different labels: they must share task and classes.")
         if train.task != "single_label" and labels_of(train).shape[1:] != labels_of(test).shape[1:]:

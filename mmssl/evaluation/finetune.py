@@ -25,9 +25,10 @@ from mmssl.evaluation.finetune_model import FinetuneModel, HeadConfig, build_mod
 from mmssl.evaluation.folds import Folds, fold_numbers, through_folds
 from mmssl.evaluation.frames import fit_to, frames_of
 from mmssl.evaluation.metrics import score
+from mmssl.evaluation.modalities import ChosenEncoder, choose, label_of_inputs
 from mmssl.evaluation.scores import Score, table, to_scores, write_scores
 from mmssl.evaluation.sources import image_size_of
-from mmssl.evaluation.views import label_of_views
+from mmssl.evaluation.views import label_of_views, views_at_test
 from mmssl.paths import runs_dir
 from mmssl.registry import register_evaluator
 from mmssl.tokenizers.audio import audio_tokenizer
@@ -49,6 +50,8 @@ class FinetuneConfig:
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     init: str | None = None
     """weights to start from, anything that `mmssl.load` reads; `--init` on the command line wins"""
+    modalities: tuple[str, ...] = ()
+    """what an encoder of several modalities is shown, e.g. [image, depth]; by default all that the data have too"""
     frames: int | None = None
     """sound: frames of the spectrogram that the encoder is set to; null for those of the data's clips"""
     statistics: tuple[float, float] | None = None
@@ -78,7 +81,7 @@ def finetune(config: FinetuneConfig, run: Path | None = None, overwrite: bool = 
     encoder = load(source, image_size=config.data.image_size)
     data = with_clips_for(encoder, config.data)
     data = set_to_sound(encoder, data, config.frames, config.statistics)
-    config = dataclasses.replace(config, data=data)
+    encoder, config = show_some(encoder, dataclasses.replace(config, data=data))
     folder = RunFolder(run or runs_dir() / "finetune")
     if config.folds is None:
         _tune(encoder, config, folder, overwrite)
@@ -89,7 +92,7 @@ def finetune(config: FinetuneConfig, run: Path | None = None, overwrite: bool = 
 
 def _tune_folds(encoder: Encoder, config: FinetuneConfig, folder: RunFolder, overwrite: bool) -> None:
     """One run a fold, in `fold-1`, `fold-2` ... below the run folder, whose scores.json gets all of their scores."""
-    whole = config.data.open(image_size=_image_size_of(encoder))
+    whole = config.data.open(image_size=image_size_for(encoder))
     numbers = fold_numbers(config.folds, whole)
 
     def tune_fold(number: int) -> list[Score]:
@@ -106,7 +109,7 @@ def _tune_folds(encoder: Encoder, config: FinetuneConfig, folder: RunFolder, ove
 
 def _tune(encoder: Encoder, config: FinetuneConfig, folder: RunFolder, overwrite: bool) -> list[Score]:
     """Train and score in one run folder; the given encoder is not changed."""
-    train, test = open_parts(config.data, _image_size_of(encoder))
+    train, test = open_parts(config.data, image_size_for(encoder))
     model = build_model(fit_to(encoder, train), train, config.head, config.loop.seed)
     with folder.lock():
         folder.start(overwrite)
@@ -127,7 +130,20 @@ def _tune(encoder: Encoder, config: FinetuneConfig, folder: RunFolder, overwrite
         return _finish(folder, model, test, config, train.target or "label")
 
 
-def _image_size_of(encoder: Encoder) -> tuple[int, int] | None:
+def show_some(encoder: Encoder, config: FinetuneConfig) -> tuple[nn.Module, FinetuneConfig]:
+    """An encoder of several modalities as it is shown some of them, and the recipe with these and what they need."""
+    if len(encoder.modalities) == 1 and "/" not in encoder.modalities[0] and not config.modalities:
+        return encoder, config
+
+    def open_test(**fields: Any) -> Dataset:
+        return config.data.open(split="test", image_size=image_size_for(encoder), cache="none", **fields)
+
+    names, fields = choose(encoder, open_test, config.modalities)
+    config = dataclasses.replace(config, modalities=names, data=dataclasses.replace(config.data, **fields))
+    return ChosenEncoder(encoder, names), config
+
+
+def image_size_for(encoder: nn.Module) -> tuple[int, int] | None:
     """(H, W) of the pictures that an encoder takes, None for one of sound."""
     return None if audio_tokenizer(encoder) is not None else image_size_of(encoder)
 
@@ -146,20 +162,16 @@ def with_clips_for(encoder: Encoder, data: DataConfig) -> DataConfig:
 
 def open_parts(data: DataConfig, image_size: tuple[int, int] | None) -> tuple[Dataset, Dataset]:
     """Training part, and test part with all views of a video or sound that its sampling names."""
-    views = 1
-    if data.clip is not None:
-        views = data.clip.test_clips * data.clip.test_crops
-    if data.audio is not None:
-        views = data.audio.test_clips
     train = data.open(split="train", image_size=image_size, views=False)
-    return train, data.open(split="test", image_size=image_size, views=views > 1)
+    return train, data.open(split="test", image_size=image_size, views=views_at_test(data.clip, data.audio) > 1)
 
 
 def _finish(folder: RunFolder, model: FinetuneModel, test: Any, config: FinetuneConfig, target: str) -> list[Score]:
     """Score on the test split; write scores.json and export/ (the encoder, and the head beside it)."""
     predictions, labels = model.predict(test, config.loop.batch_size, config.loop.workers)
     found = score(model.task, predictions, labels)
-    rows = to_scores(label_of_views("finetune", test), target, "pretrained", found)
+    label = label_of_views(label_of_inputs("finetune", config.modalities), test)
+    rows = to_scores(label, target, "pretrained", found)
     write_scores(folder.path, rows)
     model.encoder.save_pretrained(folder.export)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if not k.startswith("encoder.")}

@@ -19,7 +19,8 @@ from mmssl.errors import MmsslError
 from mmssl.evaluation.features import Splits, device_of, groups_of, in_order, labels_of
 from mmssl.evaluation.finetune_audio import SoundTransform
 from mmssl.evaluation.fitting import TargetScaler, linear_probe_head
-from mmssl.evaluation.frames import FrameEncoder, clip_key, encode_frames
+from mmssl.evaluation.frames import FrameEncoder, clip_key, encode_frames, is_image, is_video
+from mmssl.evaluation.modalities import ChosenEncoder, bare, only
 from mmssl.evaluation.views import average_views
 from mmssl.masking import TimeFrequencyMask
 from mmssl.nn.heads import AttentiveHead, LinearHead
@@ -96,7 +97,8 @@ class FinetuneModel(nn.Module):
     """An encoder, pooled, with a linear head; `forward` gives the loss as the training loop wants it.
 
     Args:
-        encoder: taken apart for its weights; the given one is not changed. A `FrameEncoder` reads clips frame by frame.
+        encoder: taken apart for its weights; the given one is not changed. A `FrameEncoder` reads clips frame by frame,
+            a `ChosenEncoder` some of its modalities.
         outputs: classes or target dimensions.
         labels: the training labels, for the scale of regression targets.
     """
@@ -107,6 +109,8 @@ class FinetuneModel(nn.Module):
         own_norm = config.pooling == "mean" and not config.freeze
         self.by_frame = isinstance(encoder, FrameEncoder)
         encoder = encoder.encoder if self.by_frame else encoder
+        self.reads = tuple(encoder.modalities)
+        encoder = bare(encoder)
         self.encoder = _adapt(encoder, config, final_norm=encoder.config.final_norm and not own_norm)
         self.head = _head(encoder, outputs, task, config)
         smoothing = 0.0 if config.mixes_pictures else config.label_smoothing
@@ -117,7 +121,10 @@ class FinetuneModel(nn.Module):
         """Raw head outputs (B, K). In training, tokens are dropped by `keys` (B,) where the head is told to."""
         dropped = self._dropped(keys) if self.training and self.drop is not None else {}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
-            features = encode_frames(self.encoder, batch) if self.by_frame else self.encoder(batch, **dropped)
+            if self.by_frame:
+                features = encode_frames(self.encoder, batch, modality=self.reads[0])
+            else:
+                features = self.encoder(only(batch, self.reads), **dropped)
         if self.config.pooling == "attentive":
             return self.head(features.tokens, features.valid)
         return self.head(features.pooled(self.config.pooling))
@@ -131,7 +138,8 @@ class FinetuneModel(nn.Module):
 
     def check(self, batch: dict[str, Tensor]) -> None:
         """Raise an `MmsslError` for anything wrong with a batch, its values included; called on the first sample."""
-        (FrameEncoder(self.encoder) if self.by_frame else self.encoder).check(batch)
+        reader = ChosenEncoder(self.encoder, self.reads)
+        (FrameEncoder(reader) if self.by_frame else reader).check(batch)
 
     def train(self, mode: bool = True) -> "FinetuneModel":
         """As `nn.Module.train`; a frozen encoder stays in evaluation mode."""
@@ -159,10 +167,10 @@ class FinetuneModel(nn.Module):
         """
         self.eval()
         device = device_of(self.head)
-        reads = (clip_key(self.encoder),) if self.by_frame else self.encoder.modalities
+        reads = (clip_key(self.reads[0]),) if self.by_frame else self.reads
         rows: dict[str, list[Tensor]] = {"index": [], "label": [], "prediction": []}
         for batch in in_order(dataset, batch_size, workers):
-            output = self.output({k: batch[k].to(device) for k in reads if k in batch})
+            output = self.output({k: x.to(device) for k, x in only(batch, reads).items()})
             batch["prediction"] = self.scaler.restore(output.float()).cpu()
             for name, parts in rows.items():
                 parts.append(batch[name])
@@ -238,6 +246,9 @@ def _refuse(encoder: nn.Module, task: str, config: HeadConfig) -> None:
     sound = audio_tokenizer(encoder) is not None
     if config.hears and not sound:
         raise MmsslError(f"{' and '.join(config.hears)} are for sound, and this encoder hears none: leave them out.")
+    others = [name for name in encoder.modalities if not (is_image(name) or is_video(name))]
+    if config.mixes_pictures and others and not sound:
+        raise MmsslError(f"mixup and cutmix mix pictures alone, and {', '.join(others)} would not fit them any more.")
     if config.mixes_pictures and sound:
         raise MmsslError("mixup and cutmix are for pictures; mix sounds with wave_mix.")
 

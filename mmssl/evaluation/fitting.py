@@ -65,6 +65,7 @@ def fit_head(
     seed: int,
     device: torch.device,
     clip_grad: float | None = None,
+    scaler: nn.Module | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """Train a head for some steps of shuffled batches; the same seed gives the same head.
 
@@ -72,13 +73,14 @@ def fit_head(
         build: makes the head, under the seed.
         make_optimizer: head -> optimizer, whose learning rate the schedule then sets.
         train: features (N, ...) and labels.
+        scaler: gives the loss of each sample and restores predictions, as a `TargetScaler`, which is the default.
 
     Returns:
         A function: features (M, ...) -> predictions (M, K) on the CPU, in the labels' own units.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        head, scaler = build().to(device).train(), TargetScaler(task, train.labels).to(device)
+        head, scaler = build().to(device).train(), (scaler or TargetScaler(task, train.labels)).to(device)
         optimizer = make_optimizer(head)
         for step, rows in zip(range(steps), shuffled_rows(len(train), batch_size, seed), strict=False):
             for group in optimizer.param_groups:
@@ -89,13 +91,16 @@ def fit_head(
             if clip_grad is not None:
                 nn.utils.clip_grad_norm_(head.parameters(), clip_grad)
             optimizer.step()
-    return lambda features: apply_head(head.eval(), scaler, features, device)
+    at_once = getattr(scaler, "at_once", 512)
+    return lambda features: apply_head(head.eval(), scaler, features, device, at_once)
 
 
 @torch.no_grad()
-def apply_head(head: nn.Module, scaler: TargetScaler, features: Tensor, device: torch.device) -> Tensor:
-    """Predictions (M, K) on the CPU for features (M, ...), a piece at a time."""
-    return torch.cat([scaler.restore(head(part.to(device)).float()).cpu() for part in features.split(512)])
+def apply_head(
+    head: nn.Module, scaler: nn.Module, features: Tensor, device: torch.device, at_once: int = 512
+) -> Tensor:
+    """Predictions (M, ...) on the CPU for features (M, ...), a piece at a time."""
+    return torch.cat([scaler.restore(head(part.to(device)).float()).cpu() for part in features.split(at_once)])
 
 
 def shuffled_rows(n: int, batch_size: int, seed: int) -> Iterator[Tensor]:

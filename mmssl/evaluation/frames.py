@@ -29,7 +29,7 @@ class FrameEncoder(nn.Module):
     @property
     def key(self) -> str:
         """The batch key that it reads: `video` or `video/<camera>`."""
-        return clip_key(self.encoder)
+        return clip_key(self.encoder.modalities[0])
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -54,12 +54,20 @@ class FrameEncoder(nn.Module):
         self.encoder.check({self.encoder.modalities[0]: _clip(batch, self.key).flatten(0, 1)})
 
 
-def encode_frames(encoder: nn.Module, batch: dict[str, Tensor], at_once: int | None = None) -> Features:
-    """What `FrameEncoder` gives, from an encoder of images and a batch of clips; `at_once` None takes all frames."""
-    key = clip_key(encoder)
+def encode_frames(
+    encoder: nn.Module, batch: dict[str, Tensor], at_once: int | None = None, modality: str | None = None
+) -> Features:
+    """What `FrameEncoder` gives, from an encoder of images and a batch of clips.
+
+    Args:
+        at_once: frames in one pass; None takes all.
+        modality: which one of the encoder's reads the frames; None for its only one.
+    """
+    modality = modality or encoder.modalities[0]
+    key = clip_key(modality)
     clip = _clip(batch, key)  # (B, T, 3, H, W)
     frames = clip.flatten(0, 1)
-    found = [encoder({encoder.modalities[0]: part}) for part in frames.split(at_once or len(frames))]
+    found = [encoder({modality: part}) for part in frames.split(at_once or len(frames))]
     tokens = torch.cat([f.tokens for f in found]).unflatten(0, clip.shape[:2]).flatten(1, 2)  # (B, T * N, D)
     cls = None
     if found[0].cls is not None:
@@ -69,9 +77,9 @@ def encode_frames(encoder: nn.Module, batch: dict[str, Tensor], at_once: int | N
     return Features(tokens, index, torch.ones_like(index, dtype=torch.bool), cls, {key: grid})
 
 
-def clip_key(encoder: nn.Module) -> str:
-    """The batch key of the clips whose frames an encoder of `image` or `image/<camera>` reads."""
-    return "video" + encoder.modalities[0].removeprefix("image")
+def clip_key(modality: str) -> str:
+    """The batch key of the clips whose frames are read as `image` or `image/<camera>`."""
+    return "video" + modality.removeprefix("image")
 
 
 def _clip(batch: dict[str, Tensor], key: str) -> Tensor:
@@ -96,7 +104,7 @@ def frames_of(encoder: nn.Module) -> int | None:
     """Frames of the clips that an encoder reads, None where it reads no clips (or clips of any length)."""
     if isinstance(encoder, FrameEncoder):
         return None
-    clips = (t for name, t in encoder.tokenizers.items() if name.split("/")[0] != "audio")  # has frames of its own kind
+    clips = (t for name, t in encoder.tokenizers.items() if is_video(name))  # sounds and vectors have others
     found = (getattr(tokenizer.config, "frames", None) for tokenizer in clips)
     return next((frames for frames in found if frames is not None), None)
 

@@ -14,18 +14,15 @@ from tqdm import tqdm
 from mmssl.config import from_dict
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.evaluation.baselines import random_like, raw_inputs
-from mmssl.evaluation.clip_reconstruction import judge_clips
 from mmssl.evaluation.features import POOLINGS, EvaluatorConfig, Splits, device_of, mean_and_spread
 from mmssl.evaluation.folds import Folds, fold_numbers, through_folds
-from mmssl.evaluation.frames import fit_to, is_video
-from mmssl.evaluation.pictures import feature_pictures, save_arrays
-from mmssl.evaluation.reconstruction import Reconstruction, judge_reconstruction
+from mmssl.evaluation.frames import FrameEncoder, fit_to
+from mmssl.evaluation.modalities import ChosenEncoder, label_of_inputs
+from mmssl.evaluation.run_reconstruction import reconstruct_and_draw
 from mmssl.evaluation.scores import Score, table, to_scores, write_scores
-from mmssl.evaluation.sources import DataChoice, choose_device, load_encoder, own_audio, own_clip
-from mmssl.evaluation.spectrogram_reconstruction import judge_spectrograms
+from mmssl.evaluation.sources import DataChoice, load_encoder
 from mmssl.evaluation.views import label_of_views
 from mmssl.registry import EVALUATORS
-from mmssl.weights.load import load_method
 
 
 def probe(
@@ -44,6 +41,7 @@ def probe(
     options: tuple[str, ...] = (),
     camera: str | None = None,
     clip: tuple[str, ...] = (),
+    modalities: tuple[str, ...] = (),
     folds: Folds | None = None,
     limit: int | None = None,
     batch_size: int = 256,
@@ -58,7 +56,7 @@ def probe(
         weights: a run folder, an exported folder, a published checkpoint, or a hub or timm name.
         data: what to judge on: a card's name, a folder, or recorded datasets; by default the run's own data.
         target: which label to predict, e.g. task or state of a recorded dataset.
-        evaluators: names, each perhaps with a pooling of its own: ridge:grid4 knn attentive logistic linear finetune.
+        evaluators: names, also with a pooling: ridge:grid4 knn attentive logistic linear finetune segmentation depth.
         pooling: for evaluators that name none: mean, cls, max, grid4 (tokens in 4x4 cells), bands (sound), flat.
         labels_per_class: few-label probe: so many labels for each class.
         labels: few-label probe: so many labels in all.
@@ -69,6 +67,7 @@ def probe(
         options: settings of evaluators, e.g. knn.k=[5,10] attentive.steps=500.
         camera: which camera of a recorded dataset.
         clip: how clips are sampled, e.g. how=dense frames=8 stride=2, or none; of sound seconds=5; as the run did.
+        modalities: what an encoder of several is shown, e.g. image depth; by default all that the data have too.
         folds: of data in folds (ESC-50): all, or the numbers of those that are tested, one after the other.
         limit: at most so many samples of the training and of the test part, spread evenly.
         batch_size: images, or frames of clips, in one pass of the encoder; never changes the scores.
@@ -81,12 +80,26 @@ def probe(
     shared |= {"batch_size": batch_size, "workers": workers}
     questions = [parse_question(name, shared, options) for name in evaluators]
     encoder = load_encoder(weights, device)
-    choice = DataChoice.for_encoder(encoder, weights, data, clip, target=target, camera=camera, limit=limit)
-    run = Path(weights) if (Path(weights) / "config.yaml").is_file() else None
+    settings = {"target": target, "camera": camera, "limit": limit, **needs_of(questions)}
+    choice = DataChoice.for_encoder(encoder, weights, data, clip, modalities, **settings)
     ask = partial(judge, questions=questions, random_seeds=random_seeds, pixels=pixels, quiet=quiet)
-    rows, encoder, splits = judge_folds(encoder, choice, folds, ask, partial(write_scores, run) if run else None)
-    if run and reconstruction:
-        reconstruct_and_draw(run, encoder, choice, splits, device, quiet)
+    draw = partial(reconstruct_and_draw, device=device, quiet=quiet) if reconstruction else None
+    return _judge_run(Path(weights), choice.reader(encoder), choice, folds, ask, draw)
+
+
+def _judge_run(
+    run: Path,
+    encoder: nn.Module,
+    choice: DataChoice,
+    folds: Folds | None,
+    ask: Callable[..., list[Score]],
+    draw: Callable[..., None] | None,
+) -> list[Score]:
+    """Scores; those of a run folder are kept in it, and its reconstructions drawn."""
+    is_run = (run / "config.yaml").is_file()
+    rows, encoder, splits = judge_folds(encoder, choice, folds, ask, partial(write_scores, run) if is_run else None)
+    if is_run and draw is not None:
+        draw(run, encoder, choice, splits)
     return rows
 
 
@@ -125,10 +138,16 @@ class Question:
     config: EvaluatorConfig
 
     @property
+    def plane(self) -> str | None:
+        """What it asks for at every pixel, "depth" or "segmentation", None for a question about the whole sample."""
+        return getattr(EVALUATORS.get(self.name), "plane", None)
+
+    @property
     def label(self) -> str:
         """What a table calls it: its name, and the settings that make it another question."""
-        uses_pooling = self.config.pooling != "mean" and self.name not in ("attentive", "finetune")
-        words = [f"{self.name} {self.config.pooling}" if uses_pooling else self.name]
+        pools = self.plane is None and self.name not in ("attentive", "finetune")
+        words = [" ".join([self.name, *([self.config.pooling] if pools and self.config.pooling != "mean" else [])])]
+        words += self.config.words
         if self.config.labels_per_class is not None:
             words.append(f"{self.config.labels_per_class} per class")
         if self.config.labels is not None:
@@ -158,6 +177,12 @@ def parse_question(text: str, shared: dict, options: Sequence[str] = ()) -> Ques
     return Question(name, from_dict(config_class(evaluator), settings, f"the settings of {name!r}"))
 
 
+def needs_of(questions: Sequence[Question]) -> dict[str, Any]:
+    """What questions ask of a `DataChoice`: the planes that they predict at every pixel, and labels or none."""
+    also = tuple(dict.fromkeys(question.plane for question in questions if question.plane))
+    return {"also": also, "labelled": not also or any(question.plane is None for question in questions)}
+
+
 def config_class(evaluator: Callable) -> type[EvaluatorConfig]:
     """The dataclass of an evaluator's settings, read from its signature."""
     return typing.get_type_hints(evaluator)["config"]
@@ -182,7 +207,6 @@ def judge(
     """
     if random_seeds < 1:
         raise MmsslError(f"random_seeds must be at least 1, got {random_seeds}.")
-    target = splits.train.target or "label"
     contestants = {"pretrained": [encoder], "random": [random_like(encoder, seed) for seed in range(random_seeds)]}
     raw = raw_inputs(encoder, splits.train.modality) if pixels else {}
     contestants |= {name: [model.to(device_of(encoder))] for name, model in raw.items()}
@@ -190,7 +214,7 @@ def judge(
     bar = tqdm(total=len(questions) * len(contestants), disable=None if not quiet else True, unit="probe")
     for question in questions:
         evaluator, answers = EVALUATORS.get(question.name), []
-        label = label_of_views(question.label, splits.test)
+        label, target = label_of(question, encoder, splits), question.plane or splits.train.target or "label"
         for name, models in contestants.items():
             bar.set_description(f"{label}, {name}")
             if name not in raw or getattr(evaluator, "takes_pixels", True):
@@ -198,6 +222,9 @@ def judge(
                 joined = mean_and_spread([{k: v for k, v in f.items() if "/" not in k} for f in found])
                 answers += to_scores(label, target, name, found[0] if len(found) == 1 else joined)
             bar.update()
+        if question.plane is not None:
+            found = evaluator.constant(encoder, splits, question.config, question.plane)
+            answers += to_scores(label, target, "constant", found)
         if keep is not None:
             keep(answers)
         rows += answers
@@ -207,51 +234,12 @@ def judge(
     return rows
 
 
-def reconstruct_and_draw(
-    run: Path, encoder: nn.Module, choice: DataChoice, splits: Splits, device: str, quiet: bool
-) -> None:
-    """Save what the report draws, judge the reconstructions and print a table, or a sentence where there are none."""
-    if pictures := feature_pictures(encoder, random_like(encoder), splits.test):
-        save_arrays(run, "features", pictures)
-    try:
-        method = load_method(run).to(choose_device(device)).eval()
-        train, test = _as_in_training(run, choice, splits)
-        found = _judge_of(train.modality)(method, train, test)
-    except MmsslError as error:  # a fine-tuned run, or a method that reconstructs nothing
-        if not quiet:
-            print(f"no reconstructions to judge: {error}")
-        return
-    if found.pictures:
-        save_arrays(run, "reconstruction", found.pictures)
-    write_scores(run, [], found.mse, found.explained)
-    if not quiet:
-        print(reconstruction_table(found, "dB squared" if _is_sound(test.modality) else "MSE in [0, 1]"))
-
-
-def _judge_of(modality: str) -> Callable[..., Reconstruction]:
-    if _is_sound(modality):
-        return judge_spectrograms
-    return judge_clips if is_video(modality) else judge_reconstruction
-
-
-def _is_sound(modality: str) -> bool:
-    return modality.split("/")[0] == "audio"
-
-
-def _as_in_training(run: Path, choice: DataChoice, splits: Splits) -> tuple[Any, Any]:
-    """Both parts with the clips and cameras that the run learned from: a run of pairs is probed on images, say."""
-    clip, audio = own_clip(run), own_audio(run) or choice.audio
-    if (clip, audio) == (choice.clip, choice.audio) and getattr(splits.test, "views", 1) == 1:
-        return splits.train, splits.test
-    choice = dataclasses.replace(choice, clip=clip, audio=audio, several=True)
-    return choice.part("train"), choice.part("test")
-
-
-def reconstruction_table(found: Reconstruction, unit: str = "MSE in [0, 1]") -> str:
-    """Aligned text: the error of the model and of each baseline on masked patches."""
-    width = max(map(len, found.mse))
-    lines = [f"{'masked patches':<{width}}  {unit:>13}  variance explained (norm-pix)"]
-    for name, value in sorted(found.mse.items(), key=lambda item: item[1]):
-        note = f"  = {found.best}" if name == "best_interpolation" else ""
-        lines.append(f"{name:<{width}}  {value:13.6f}  {found.explained[name]:28.3f}{note}")
-    return "\n".join(lines)
+def label_of(question: Question, encoder: nn.Module, splits: Splits) -> str:
+    """What a table calls a question: with the modalities that an encoder of several is shown, and the views judged."""
+    evaluator, names = EVALUATORS.get(question.name), ()
+    shown = encoder.encoder if isinstance(encoder, FrameEncoder) else encoder
+    if isinstance(shown, ChosenEncoder):
+        names = shown.modalities
+        if question.plane is not None:
+            names = evaluator.inputs(encoder, question.config, question.plane)
+    return label_of_views(label_of_inputs(question.label, names), splits.test)

@@ -9,6 +9,7 @@ from mmssl.errors import MmsslError
 from mmssl.training.atomic import write_text
 
 SPREAD = "/spread"
+ERRORS = ("rmse", "abs_rel")  # metrics that are better when lower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Score:
 def to_scores(evaluator: str, target: str, encoder: str, found: dict[str, float]) -> list[Score]:
     """Scores from an evaluator's result, in which `<metric>/spread` stands beside `<metric>`."""
     names = [name for name in found if not name.endswith(SPREAD)]
-    return [Score(evaluator, target, encoder, name, found[name], found.get(name + SPREAD)) for name in names]
+    return [
+        Score(evaluator, target, encoder, name, found[name], found.get(name + SPREAD), name not in ERRORS)
+        for name in names
+    ]
 
 
 def write_scores(

@@ -18,6 +18,8 @@ from mmssl.errors import MmsslError, unknown_name
 from mmssl.evaluation.features import Splits
 from mmssl.evaluation.finetune_audio import set_to_sound
 from mmssl.evaluation.frames import check_frames, frames_of
+from mmssl.evaluation.modalities import ChosenEncoder, choose
+from mmssl.evaluation.views import views_at_test
 from mmssl.paths import list_resources
 from mmssl.tokenizers.audio import audio_tokenizer
 from mmssl.weights.load import load
@@ -154,6 +156,10 @@ class DataChoice:
         limit: at most so many samples (videos) of each part, spread evenly.
         several: the encoder reads several cameras at once, if the run's data have them.
         fold: of data in folds, the one that is the test part; None for the data's own choice.
+        modalities: what an encoder of several is shown; () for one that reads a single one.
+        asked: the user named these modalities.
+        labelled: False where no question needs a label.
+        fields: other fields of `DataConfig` with which the data are opened, as these modalities need them.
     """
 
     source: str | Path
@@ -166,38 +172,93 @@ class DataChoice:
     limit: int | None = None
     several: bool = False
     fold: int | None = None
+    modalities: tuple[str, ...] = ()
+    asked: bool = False
+    labelled: bool = True
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def for_encoder(
-        cls, encoder: nn.Module, source: str | Path, data: tuple[str, ...], clip: Sequence[str] = (), **settings: Any
+        cls,
+        encoder: nn.Module,
+        source: str | Path,
+        data: tuple[str, ...],
+        clip: Sequence[str] = (),
+        modalities: Sequence[str] = (),
+        also: Sequence[str] = (),
+        **settings: Any,
     ) -> "DataChoice":
-        """As the encoder needs it; `clip` holds the options of `choose_clip`, or of `choose_audio`."""
-        if audio_tokenizer(encoder) is not None:
-            return cls(source, data, None, audio=choose_audio(source, encoder, clip, data), **settings)
-        several = any("/" in modality for modality in encoder.modalities)
-        sampling = choose_clip(source, encoder, clip)
-        return cls(source, data, image_size_of(encoder), clip=sampling, several=several, **settings)
+        """As the encoder needs it.
+
+        Args:
+            clip: the options of `choose_clip`, or of `choose_audio`.
+            modalities: those that it is shown; without any, all that it shares with the data.
+            also: planes that the data must give beside them: "depth", "segmentation".
+
+        Raises:
+            MmsslError: a modality that the encoder or the data lack.
+        """
+        if audio_tokenizer(encoder) is not None and len(encoder.modalities) == 1:
+            choice = cls(source, data, None, audio=choose_audio(source, encoder, clip, data), **settings)
+        else:
+            several = any("/" in modality for modality in encoder.modalities)
+            sampling = choose_clip(source, encoder, clip)
+            choice = cls(source, data, image_size_of(encoder), clip=sampling, several=several, **settings)
+        if len(encoder.modalities) == 1 and "/" not in encoder.modalities[0] and not modalities:
+            return dataclasses.replace(choice, fields={**choice._classes(), "extras": tuple(also)} if also else {})
+        return choice._showing(encoder, modalities, also)
+
+    def _showing(self, encoder: nn.Module, modalities: Sequence[str], also: Sequence[str] = ()) -> "DataChoice":
+        trial = dataclasses.replace(self, limit=None, fields=self._classes())
+        names, fields = choose(encoder, lambda **fields: trial.part("all", cache="none", **fields), modalities, also)
+        fields = self._classes() | fields
+        return dataclasses.replace(self, modalities=names, asked=bool(modalities), fields=fields)
+
+    def _classes(self) -> dict[str, Any]:
+        """What the ids of a segmentation mean: as the run had them, whatever data it is judged on."""
+        kind = own_data(self.source).get("segmentation")
+        return {} if kind is None else {"segmentation": kind}
+
+    def showing_all(self, encoder: nn.Module, clip: ClipSampling | None) -> "DataChoice":
+        """The same data with all that an encoder shares with them, and clips sampled in another way."""
+        return dataclasses.replace(self, clip=clip, several=True)._showing(encoder, ())
+
+    def giving(self, planes: Sequence[str]) -> "DataChoice":
+        """The same data with more planes, "depth" or "segmentation", of those that they have."""
+        choice = self
+        for plane in planes:
+            extras = (*choice.fields.get("extras", ()), plane)
+            try:
+                trial = dataclasses.replace(choice, fields={**choice.fields, "extras": extras})
+                trial.part("test", cache="none")
+            except MmsslError:  # they have none
+                continue
+            choice = trial
+        return choice
+
+    def reader(self, encoder: nn.Module) -> nn.Module:
+        """The encoder as it is shown the chosen modalities alone."""
+        return ChosenEncoder(encoder, self.modalities, self.asked) if self.modalities else encoder
 
     def splits(self) -> Splits:
         """Training and test part; the test part with clips x crops of every video where `clip` asks for them."""
-        views = 1 if self.clip is None else self.clip.test_clips * self.clip.test_crops
-        views = views if self.audio is None else self.audio.test_clips
-        train, test = self.part("train"), self.part("test", views=views > 1)
-        if train.task is None and train.targets:
+        train, test = self.part("train"), self.part("test", views=views_at_test(self.clip, self.audio) > 1)
+        if self.labelled and train.task is None and train.targets:
             raise MmsslError(f"choose what to predict with --target: {', '.join(train.targets)}.")
-        return Splits(train, test)
+        return Splits(train, test, self.labelled)
 
-    def part(self, split: str, views: bool = False) -> Any:
-        """One split of the given data, or of the run's own."""
+    def part(self, split: str, views: bool = False, **fields: Any) -> Any:
+        """One split of the given data, or of the run's own; `fields` of `DataConfig` win over those chosen."""
         wanted = {"split": split, "image_size": self.image_size, "clip": self.clip, "audio": self.audio, "views": views}
         wanted |= {} if self.fold is None else {"fold": self.fold}
+        wanted |= self.fields | fields
         if self.data:
             dataset = open_dataset(self.data, target=self.target, camera=self.camera, **wanted)
         else:
-            dataset = self._own().open(**wanted)
+            dataset = self._own("cameras" in wanted).open(**wanted)
         return dataset if self.limit is None else thin_out(dataset, self.limit)
 
-    def _own(self) -> DataConfig:
+    def _own(self, cameras_chosen: bool = False) -> DataConfig:
         section, where = own_data(self.source), Path(self.source) / "config.yaml"
         if not section:
             found = f"{where} names no data" if where.is_file() else "no data to judge on"
@@ -206,6 +267,8 @@ class DataChoice:
         camera, cameras = self.camera or config.camera, config.cameras
         if cameras and (self.camera or not self.several):  # the encoder reads one at a time: the first, unless told
             camera, cameras = camera or cameras[0], ()
+        if cameras_chosen and self.camera is None:
+            camera = None
         return dataclasses.replace(config, camera=camera, cameras=cameras, target=self.target or config.target)
 
 

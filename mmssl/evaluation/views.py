@@ -8,8 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmssl.data.audio_sampling import AudioSampling
+from mmssl.data.clips import ClipSampling
 from mmssl.errors import MmsslError
 from mmssl.evaluation.metrics import score
+
+
+def views_at_test(clip: ClipSampling | None, audio: AudioSampling | None) -> int:
+    """Views of each video (clips x crops) or sound (stretches) at test time; 1 for images."""
+    if audio is not None:
+        return audio.test_clips
+    return 1 if clip is None else clip.test_clips * clip.test_crops
 
 
 def average_views(

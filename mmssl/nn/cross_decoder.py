@@ -25,11 +25,13 @@ class CrossAttention(nn.Module):
         self.proj = Linear(config.dim, config.dim)
         self.drop = nn.Dropout(config.drop)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, M, D) looks at context (B, N, D). Returns (B, M, D)."""
+    def forward(self, x: Tensor, context: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """x (B, M, D) looks at context (B, N, D); key_mask bool (B, N), True = a real token. Returns (B, M, D)."""
+        if key_mask is not None:  # a row without any real token attends to all of them, so as not to be NaN
+            key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None, :]  # (B, 1, 1, N)
         q = self.q(x).unflatten(-1, (self.heads, -1))  # (B, M, heads, d)
         k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2)  # (B, N, heads, d)
-        return self.drop(self.proj(attend(q, k, v, drop=self.attn_drop if self.training else 0.0)))
+        return self.drop(self.proj(attend(q, k, v, key_mask, self.attn_drop if self.training else 0.0)))
 
 
 class RspBlock(Block):

@@ -31,6 +31,7 @@ ENCODER_NAMES = {
     "logmel": "log-mel statistics",
     "spectrogram": "raw spectrogram",
     "copy": "held still",
+    "chance": "chance",
 }
 UNITS = {"images": "images", "clips": "clips", "pairs": "pairs of frames", "sounds": "clips"}
 _SOUND_BYTES = 1_500_000  # of sounds in one page

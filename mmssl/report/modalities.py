@@ -60,7 +60,8 @@ class Modalities:
         for i in range(min(most, *map(len, self.crossed.values()))):
             truth = [(name, self.drawn[f"original/{name}"][i]) for name in self.names]
             rows = [("original", truth)]
-            rows += [(f"given {a}", [(b, self._square(a, b)[i]) for b in self.names]) for a in self.names]
+            read = [a for a in self.names if any(a == given for given, _ in self.crossed)]  # not all are
+            rows += [(f"given {a}", [(b, self._square(a, b)[i]) for b in self.names]) for a in read]
             found.append(rows)
         return found
 

@@ -10,6 +10,7 @@ REFERENCE_WORDS = {
     "logmel": "log-mel statistics",
     "spectrogram": "the raw spectrogram",
     "copy": "the first frame's labels held still",
+    "chance": "a random order",
 }
 RAW = ("pixels", "logmel", "spectrogram")
 """The encoders that know nothing but their input: of pictures, and of sounds."""

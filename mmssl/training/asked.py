@@ -1,11 +1,103 @@
-"""What a method's tokenizers ask of the data, where a recipe does not say it."""
+"""What a method's tokenizers ask of the data, where a recipe does not say it, and whether the data fit them."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from mmssl.data.loading import Dataset
+from mmssl.data.audio_sampling import AudioSampling
+from mmssl.data.episodes import Episodes
+from mmssl.data.loading import DataConfig, Dataset, kinds_of
 from mmssl.data.text import TextEncoding
+from mmssl.encoder import PICTURES, Encoder
 from mmssl.errors import MmsslError
+from mmssl.tokenizers.audio import audio_tokenizer
+from mmssl.tokenizers.base import Tokenizer
 from mmssl.tokenizers.text import text_tokenizer
+from mmssl.tokenizers.vector import VectorTokenizer, vector_tokenizers
+
+EXTRAS = ("depth", "segmentation", "proprio", "state")
+"""What recorded data give on demand."""
+
+
+def as_asked(model: nn.Module, data: DataConfig, tell: Callable[[str], None] = lambda sentence: None) -> DataConfig:
+    """How the data are opened for a method or an encoder: as the recipe says, else as its tokenizers need them.
+
+    What they decide: image_size, audio and text, and of recorded data cameras and extras.
+
+    Args:
+        tell: told of what the model works with and no recording has.
+
+    Raises:
+        MmsslError: the recipe contradicts the method.
+    """
+    sizes = (getattr(tokenizer.config, "image_size", None) for tokenizer in _tokenizers(model))
+    data = dataclasses.replace(
+        data,
+        image_size=data.image_size or next((size for size in sizes if size is not None), None),
+        audio=sound_sampling(model, data.audio),
+        text=text_encoding(model, data.text),
+    )
+    extras = () if data.extras else tuple(extra for extra in EXTRAS if extra in map(_kind, modalities_of(model)))
+    cameras = () if data.cameras or data.camera else cameras_of(model)
+    if not (extras or cameras) or kinds_of(data) != ["recorded"]:
+        return data
+    data = dataclasses.replace(data, cameras=cameras or data.cameras)
+    return dataclasses.replace(data, extras=data.extras or _recorded(extras, data, tell))
+
+
+def _recorded(extras: tuple[str, ...], data: DataConfig, tell: Callable[[str], None]) -> tuple[str, ...]:
+    """Those of the extras that any recording has."""
+    files = data.open(cache="none").episodes.files if extras else []
+    there = tuple(extra for extra in extras if any(file.planes.get(extra) or extra in file.columns for file in files))
+    if lacking := [extra for extra in extras if extra not in there]:
+        tell(f"the method works with {' and '.join(lacking)}, and no recording has it: going on without.")
+    return there
+
+
+def modalities_of(model: nn.Module) -> tuple[str, ...]:
+    """Batch keys that a method or an encoder reads or predicts; of cameras each one."""
+    encoders = [module for module in model.modules() if isinstance(module, Encoder)]
+    names = [name for encoder in encoders for name in encoder.modalities]
+    reading = {tokenizer for encoder in encoders for tokenizer in encoder.tokenizers.values()}
+    predicted = [tokenizer.modality for tokenizer in _tokenizers(model) if tokenizer not in reading]
+    return tuple(dict.fromkeys([*names, *predicted]))
+
+
+def cameras_of(model: nn.Module) -> tuple[str, ...]:
+    """The cameras that a model names; () where it reads or predicts pictures of one that has no name."""
+    names = [name for name in modalities_of(model) if _kind(name) in PICTURES]
+    return tuple(dict.fromkeys(name.partition("/")[2] for name in names)) if all("/" in name for name in names) else ()
+
+
+def _tokenizers(model: nn.Module) -> list[Tokenizer]:
+    return [module for module in model.modules() if isinstance(module, Tokenizer)]
+
+
+def _kind(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def sound_sampling(model: nn.Module, given: AudioSampling | None) -> AudioSampling | None:
+    """How sounds are sampled for a model: as the recipe says, else as many seconds as fill its spectrogram.
+
+    As it is given for a model that hears nothing. Raises an `MmsslError` where the recipe's rate is not the model's.
+    """
+    tokenizer = audio_tokenizer(getattr(model, "encoder", model))
+    if tokenizer is None:
+        return given
+    config = tokenizer.config
+    rate = config.input_rate or config.sample_rate
+    if given is None:
+        samples = math.ceil(config.log_mel.samples(config.frames) * rate / config.sample_rate)
+        return AudioSampling(rate, samples / rate)
+    if given.sample_rate != rate:
+        raise MmsslError(
+            f"data.audio.sample_rate is {given.sample_rate} and the method reads {rate} samples a second; set "
+            f"data.audio.sample_rate to {rate}, or method.input_rate to {given.sample_rate}."
+        )
+    return given
 
 
 def text_encoding(model: nn.Module, given: TextEncoding | None) -> TextEncoding | None:
@@ -44,3 +136,60 @@ def check_vocabulary(model: nn.Module, dataset: Dataset) -> None:
         f"the vocabulary {encoder.encoding.vocabulary!r} has {encoder.vocab_size} ids and the method's vocab_size is "
         f"{tokenizer.config.vocab_size}; set vocab_size to {encoder.vocab_size}."
     )
+
+
+def check_data(model: nn.Module, dataset: Dataset) -> None:
+    """An `MmsslError` where a dataset has other ids, classes or vectors than a method's tokenizers read."""
+    check_vocabulary(model, dataset)
+    _check_classes(model, dataset)
+    _check_widths(model, dataset)
+
+
+def _check_classes(model: nn.Module, dataset: Dataset) -> None:
+    names = dataset.segmentation_classes
+    for tokenizer in _tokenizers(model):
+        if names is None or _kind(tokenizer.modality) != "segmentation" or tokenizer.config.classes == len(names):
+            continue
+        raise MmsslError(
+            f"the segmentation of dataset {dataset.name!r} has {len(names)} classes and the method has "
+            f"{tokenizer.config.classes}; set method.classes to {len(names)}."
+        )
+
+
+def _check_widths(model: nn.Module, dataset: Dataset) -> None:
+    for tokenizer, episodes in _recorded_vectors(model, dataset):
+        width = episodes.files[0].shape(tokenizer.modality)[0][0]
+        if width != tokenizer.config.width:
+            raise MmsslError(
+                f"{tokenizer.modality!r} of dataset {dataset.name!r} has {width} numbers and the method's tokenizer "
+                f"reads {tokenizer.config.width}; set its width to {width}."
+            )
+
+
+def settle_statistics(model: nn.Module, dataset: Dataset, tell: Callable[[str], None]) -> None:
+    """Standardise vectors, where the settings do not say by what, by their mean and standard deviation in a dataset.
+
+    Every row of the recorded part counts, those of whole episodes, and the variance is that of the population (MTM).
+
+    Args:
+        dataset: the training part; where it is not recorded, or gives no vectors, nothing changes.
+        tell: told what was done, one sentence for each modality.
+    """
+    for tokenizer, episodes in _recorded_vectors(model, dataset):
+        if tokenizer.config.mean is None:
+            rows = episodes.vectors(tokenizer.modality).double()  # (N, width)
+            if bad := int((~rows.isfinite()).any(1).sum()):
+                raise MmsslError(
+                    f"{tokenizer.modality!r} of dataset {dataset.name!r} holds NaN or infinite values in {bad} of "
+                    f"{len(rows)} frames; mend the recording, or leave {tokenizer.modality} out of the method."
+                )
+            tokenizer.set_statistics(rows.mean(0), rows.std(0, correction=0))
+            tell(f"{tokenizer.modality} is standardised by its mean and std over {len(rows)} frames of {dataset.name}.")
+
+
+def _recorded_vectors(model: nn.Module, dataset: Dataset) -> Iterator[tuple[VectorTokenizer, Episodes]]:
+    """The tokenizers of vectors that recorded episodes give, with these episodes."""
+    episodes = getattr(dataset.root, "episodes", None)
+    for tokenizer in vector_tokenizers(model):
+        if episodes is not None and tokenizer.modality in episodes.config.extras:
+            yield tokenizer, episodes

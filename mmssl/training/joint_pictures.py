@@ -47,8 +47,9 @@ def _complete(method: JointAutoencoder, batch: dict[str, Tensor]) -> dict[str, T
 def crossed(method: JointAutoencoder, batch: dict[str, Tensor], names: list[str]) -> dict[str, np.ndarray]:
     """ "<from>><to>" -> values of the one, predicted from the other alone, everything else hidden or left out."""
     batch, found = {key: x[:_CROSSED] for key, x in batch.items()}, {}
-    for given in names if len(names) > 1 else []:
-        others = [name for name in method.encoder.present(batch) if name != given]
+    read = method.encoder.present(batch)
+    for given in [name for name in names if name in read] if len(names) > 1 else []:
+        others = [name for name in read if name != given]
         filled = method.reconstruct(batch, masks=method.hide(batch, *others))
         for wanted in names:
             if wanted != given:
@@ -70,7 +71,7 @@ def _masked(method: JointAutoencoder, name: str, found: dict[str, Tensor]) -> np
     """As `values_of`; what is hidden of depth is NaN: its own value for it could be a depth."""
     if not name.startswith("depth"):
         return values_of(name, found[f"masked/{name}"])
-    tokenizer, mask = method.encoder.tokenizer(name), found[f"mask/{name}"]
+    tokenizer, mask = method.tokenizer(name), found[f"mask/{name}"]
     covered = tokenizer.unpatchify(mask[..., None].expand(-1, -1, tokenizer.patch_dim))
     return values_of(name, found[f"target/{name}"].masked_fill(covered, torch.nan))
 

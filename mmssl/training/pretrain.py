@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -15,15 +14,11 @@ import yaml
 
 from mmssl import paths
 from mmssl.config import read_yaml, to_dict
-from mmssl.data.audio_sampling import AudioSampling
 from mmssl.data.loading import DataConfig, Dataset
 from mmssl.data.vetting import vet_once
-from mmssl.encoder import Encoder
-from mmssl.errors import MmsslError
 from mmssl.methods.base import Method, MethodConfig, create_method
-from mmssl.tokenizers.audio import audio_tokenizer
 from mmssl.training import atomic
-from mmssl.training.asked import check_vocabulary, text_encoding
+from mmssl.training.asked import as_asked, check_data, settle_statistics
 from mmssl.training.checkpoint import RunFolder, check_architecture
 from mmssl.training.distributed import Processes, seed_all
 from mmssl.training.logging import say
@@ -43,8 +38,9 @@ class PretrainConfig:
     loop: LoopConfig
     """how long, and with which batches"""
     data: DataConfig = field(default_factory=DataConfig)
-    """on what; `--data` on the command line sets data.source. What they do not say, the method does: image_size, and of
-    sound audio.sample_rate and audio.seconds (as many as fill its spectrogram), and of captions text"""
+    """on what; `--data` on the command line sets data.source. What they do not say, the method does: image_size, of
+    sound audio.sample_rate and audio.seconds (as many as fill its spectrogram), of captions text, and of recorded data
+    cameras and extras"""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """how the weights are updated"""
 
@@ -88,16 +84,14 @@ def _pretrain(
     """Train, and in the main process write everything that users look at."""
     seed_all(config.loop.seed)
     method = create_method(config.method)
-    size = config.data.image_size or _image_size(method)
-    audio = sound_sampling(method.encoder, config.data.audio)
-    text = text_encoding(method, config.data.text)
-    data = dataclasses.replace(
-        config.data, image_size=size, audio=audio, text=text, target=config.data.target or "none"
-    )
+    tell = say if team.is_main else _silence
+    data = as_asked(method, dataclasses.replace(config.data, target=config.data.target or "none"), tell)
     dataset = data.open()
-    check_vocabulary(method, dataset)
+    check_data(method, dataset)
     if data.vet:
         vet_once(dataset, run.skipped, config.loop.workers or None, say, team.is_main)
+    if not run.all_checkpoints():  # the weights that a run goes on from, and those of --init, have their own
+        settle_statistics(method, dataset, tell)
     if init is not None and run.all_checkpoints():
         say(f"{run.path} holds a checkpoint: going on from it, --init {init} is not read again.")
     elif init is not None:
@@ -113,32 +107,6 @@ def _pretrain(
         say(f"stopped at step {result.steps} of {result.total} and saved; the same command goes on from there.")
         result.leave()
     _finish(method, config, data, run, result)
-
-
-def _image_size(method: Method) -> tuple[int, int] | None:
-    sizes = [getattr(t.config, "image_size", None) for t in method.encoder.tokenizers.values()]
-    return next((size for size in sizes if size is not None), None)
-
-
-def sound_sampling(encoder: Encoder, given: AudioSampling | None) -> AudioSampling | None:
-    """How sounds are sampled for an encoder: as the recipe says, else as many seconds as fill its spectrogram.
-
-    None for an encoder that hears nothing. Raises an `MmsslError` where the recipe's rate is not the encoder's.
-    """
-    tokenizer = audio_tokenizer(encoder)
-    if tokenizer is None:
-        return given
-    config = tokenizer.config
-    rate = config.input_rate or config.sample_rate
-    if given is None:
-        samples = math.ceil(config.log_mel.samples(config.frames) * rate / config.sample_rate)
-        return AudioSampling(rate, samples / rate)
-    if given.sample_rate != rate:
-        raise MmsslError(
-            f"data.audio.sample_rate is {given.sample_rate} and the method reads {rate} samples a second; set "
-            f"data.audio.sample_rate to {rate}, or method.input_rate to {given.sample_rate}."
-        )
-    return given
 
 
 def _check_newest(method: Method, run: RunFolder) -> None:
@@ -187,3 +155,7 @@ def _finish(method: Method, config: PretrainConfig, data: DataConfig, run: RunFo
     from mmssl.report.html import write_report
 
     say(f"pretrain: {result.steps} steps in {result.seconds / 60:.1f} minutes; see {write_report(run.path)}")
+
+
+def _silence(sentence: str) -> None:
+    """Where nothing is to be said."""

@@ -11,6 +11,7 @@ from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.errors import MmsslError
 from mmssl.tokenizers.audio import AudioTokenizerConfig
 from mmssl.tokenizers.base import TokenizerConfig
+from mmssl.tokenizers.vector import VectorTokenizerConfig
 from mmssl.weights.files import read_json
 
 _LOAD = {
@@ -93,7 +94,7 @@ def _input_sizes(config: TokenizerConfig) -> dict[str, Any]:
     if hasattr(config, "patch_size"):
         rows["input and patch size"] = f"{config.image_size}, {config.patch_size}"
     if hasattr(config, "frames"):
-        rows["frames, of which a token has"] = f"{config.frames}, {config.tubelet}"
+        rows["frames, of which a token has"] = f"{config.frames}, {getattr(config, 'tubelet', 1)}"
     return rows
 
 
@@ -118,13 +119,31 @@ def _preprocessing(config: EncoderConfig, format: str) -> str:
     for modality, tokenizer in config.tokenizers.items():
         if isinstance(tokenizer, AudioTokenizerConfig):
             lines.append(_sound(modality, tokenizer))
+        if isinstance(tokenizer, VectorTokenizerConfig):
+            shape = f"(B, 1 to {tokenizer.frames}, {tokenizer.width})"
+            lines.append(f"`{modality}`: float32 {shape} in raw units; standardised inside the encoder.\n")
         if not hasattr(tokenizer, "image_size"):
+            continue
+        if not hasattr(tokenizer, "mean"):
+            lines.append(_map(modality, tokenizer))
             continue
         line = f"`{modality}`: uint8 (B, {', '.join(map(str, _shape(tokenizer)))}), or float in [0, 1]. "
         line += "Do not normalise: " if format == "mmssl" else "Through mmssl, do not normalise: "
         line += f"mean {tokenizer.mean} and std {tokenizer.std} are applied inside the encoder"
         lines.append(line + (".\n" if format == "mmssl" else f"; {format} itself wants pixels normalised with them.\n"))
     return "\n".join(lines) or "As the encoder's config.json says; normalisation happens inside.\n"
+
+
+def _map(modality: str, config: Any) -> str:
+    """Depth, or class ids."""
+    if hasattr(config, "classes"):
+        none = ", ".join(map(str, config.ignore))
+        return (
+            f"`{modality}`: class ids int64 (B, {', '.join(map(str, config.image_size))}), 0 to {config.classes - 1}; "
+            f"below 0{' and ' * bool(none)}{none} are no class. One of {config.stride} x {config.stride} is read.\n"
+        )
+    inside = "standardised inside the encoder, each map by itself" if config.standardise != "none" else "as they are"
+    return f"`{modality}`: metres, float32 (B, {', '.join(map(str, _shape(config)))}); {inside}.\n"
 
 
 def _sound(modality: str, config: AudioTokenizerConfig) -> str:
@@ -137,22 +156,27 @@ def _sound(modality: str, config: AudioTokenizerConfig) -> str:
 
 
 def _shape(config: Any) -> tuple[int, ...]:
-    """Shape of one image (C, H, W) or clip (T, C, H, W)."""
+    """Shape of one image (C, H, W), clip (T, C, H, W), depth map (1, H, W) or map of ids (H, W)."""
     frames = (config.frames,) if hasattr(config, "frames") else ()
-    return (*frames, config.channels, *config.image_size)
+    channels = () if hasattr(config, "classes") else (getattr(config, "channels", 1),)
+    return (*frames, *channels, *config.image_size)
+
+
+def _dtype(config: Any) -> str:
+    return "uint8" if hasattr(config, "mean") else "int64" if hasattr(config, "classes") else "float32"
 
 
 def _example(encoder: Encoder) -> str:
     modality = encoder.modalities[0]
-    tokenizer = encoder.tokenizers[modality]
+    tokenizer = encoder.tokenizer(modality)
     lines = [f"features = encoder({{{modality!r}: x}})"]
     if hasattr(tokenizer.config, "image_size"):
-        lines.insert(0, f"x = torch.zeros({(1, *_shape(tokenizer.config))}, dtype=torch.uint8)")
+        lines.insert(0, f"x = torch.zeros({(1, *_shape(tokenizer.config))}, dtype=torch.{_dtype(tokenizer.config)})")
     if isinstance(tokenizer.config, AudioTokenizerConfig):
         lines.insert(0, f"x = torch.zeros({(1, 1, _samples(tokenizer.config))})")
-    lines.append(
-        f"features.tokens      # (1, {sum(t.num_tokens for t in encoder.tokenizers.values())}, {encoder.embed_dim})"
-    )
+    if isinstance(tokenizer.config, VectorTokenizerConfig):
+        lines.insert(0, f"x = torch.zeros({(1, tokenizer.config.frames, tokenizer.config.width)})")
+    lines.append(f"features.tokens      # (1, {tokenizer.num_tokens}, {encoder.embed_dim})")
     lines.append(f"features.pooled()    # (1, {encoder.embed_dim})")
     return "\n".join(lines)
 

@@ -101,6 +101,11 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         start = file.read(2)
     if start == b"PK" and not zipfile.is_zipfile(path):
         return damaged
+    if start == b"PK" and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+        return (
+            "is a TorchScript archive, which holds code; where you trust it, save its tensors with "
+            "torch.save(torch.jit.load(path).state_dict(), other_path), and give that file."
+        )
     if isinstance(error, pickle.UnpicklingError) and start[:1] in (b"P", b"\x80"):
         return (
             "holds pickled Python objects, which loading would have to run; only tensors are read: save its state dict "

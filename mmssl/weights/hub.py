@@ -6,7 +6,7 @@ from pathlib import Path
 from mmssl.errors import MmsslError
 
 _NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-_FILES = ("*.json", "*.safetensors", "pytorch_model.bin", "config.yaml")
+_FILES = ("*.json", "merges.txt", "*.safetensors", "pytorch_model.bin", "config.yaml")
 
 
 def is_hub_name(source: str) -> bool:

@@ -1,21 +1,20 @@
 """Start a new run from weights (`--init`)."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from mmssl.encoder import Encoder, load_strictly
 from mmssl.errors import MmsslError
 from mmssl.methods.base import Method
-from mmssl.tokenizers.base import TokenizerConfig
 from mmssl.weights.load import load, load_method
+from mmssl.weights.shared import load_shared, size_of
 
 # Settings that change what the weights compute, and that their shapes do not show.
 _UNSEEN = ("heads", "gelu", "norm")
 
 
-def load_into(method: Method, source: str | Path) -> str:
+def load_into(method: Method, source: str | Path, shared_only: bool = False) -> str:
     """Start `method` from the weights of `source`, in place.
 
     All weights are taken where the source holds the same method in the same size, else those of its encoder alone;
@@ -25,9 +24,10 @@ def load_into(method: Method, source: str | Path) -> str:
     Args:
         method: a method with fresh weights.
         source: whatever `mmssl.load` or `mmssl.load_method` reads.
+        shared_only: where the modalities differ, take what both have (`mmssl.weights.shared`); else they must not.
 
     Returns:
-        One sentence on what was taken.
+        One sentence on what was taken, and with `shared_only` on what was left.
 
     Raises:
         MmsslError: the source cannot be read, or its encoder is of another size or kind.
@@ -36,29 +36,56 @@ def load_into(method: Method, source: str | Path) -> str:
     if other is not None and _same(other, method):
         load_strictly(method, other.state_dict() | _formulas(method), str(source))
         return f"took all weights of {method.config.name!r} from {source}"
-    load_encoder_into(method.encoder, load(source) if other is None else other.encoder, str(source))
+    encoder = load(source) if other is None else other.encoder
+    if shared_only and not _alike(encoder, method.encoder):
+        _check_unseen(encoder, method.encoder, str(source))
+        return load_shared(method, encoder if other is None else other, str(source))
+    load_encoder_into(method.encoder, encoder, str(source))
     return f"took the encoder's weights from {source}; the rest of {method.config.name!r} starts anew"
 
 
 def load_encoder_into(encoder: Encoder, other: Encoder, source: str) -> None:
     """Copy the weights of `other` into `encoder`; raises an `MmsslError` where they do not fit."""
+    if not _alike(other, encoder):
+        raise MmsslError(
+            f"{source} holds a model of {', '.join(other.tokenizers)}, and this is one of "
+            f"{', '.join(encoder.tokenizers)}: {_difference(other, encoder)}; with --init-shared in place of --init "
+            "what both have is loaded."
+        )
     one_each = len(other.modalities) == len(encoder.modalities) == 1
     if one_each:
         _check_kind(other.modalities[0], encoder.modalities[0], source)
+    _check_unseen(other, encoder, source)
+    state = other.state_dict()
+    if one_each:
+        theirs, ours = other.modalities[0], encoder.modalities[0]  # `image` fits `image/<camera>`
+        size = size_of(encoder.tokenizers[ours].config)
+        if size and size.keys() == size_of(other.tokenizers[theirs].config).keys():
+            state = other.resize(**size).state_dict()
+        state = {k.replace(f"tokenizers.{theirs}.", f"tokenizers.{ours}.", 1): v for k, v in state.items()}
+    load_strictly(encoder, state, source)
+
+
+def _alike(other: Encoder, encoder: Encoder) -> bool:
+    """Whether both read the same modalities, or one each (of which `image` fits `image/<camera>`)."""
+    return set(other.tokenizers) == set(encoder.tokenizers) or len(other.tokenizers) == len(encoder.tokenizers) == 1
+
+
+def _difference(other: Encoder, encoder: Encoder) -> str:
+    """What each of the two reads that the other one does not, in words."""
+    more, fewer = ([name for name in a.tokenizers if name not in b.tokenizers] for a, b in
+                   ((other, encoder), (encoder, other)))  # fmt: skip
+    words = [f"this model has no {' and no '.join(more)}"] if more else []
+    return " and ".join(words + ([f"the source has no {' and no '.join(fewer)}"] if fewer else []))
+
+
+def _check_unseen(other: Encoder, encoder: Encoder, source: str) -> None:
     for name in _UNSEEN:
         if getattr(other.config, name) != getattr(encoder.config, name):
             raise MmsslError(
                 f"{source} has {name} {getattr(other.config, name)!r}, this model {getattr(encoder.config, name)!r}: "
                 "the weights would fit and compute something else; change the recipe's."
             )
-    state = other.state_dict()
-    if one_each:
-        theirs, ours = other.modalities[0], encoder.modalities[0]  # `image` fits `image/<camera>`
-        size = _size(encoder.tokenizers[ours].config)
-        if size and size.keys() == _size(other.tokenizers[theirs].config).keys():
-            state = other.resize(**size).state_dict()
-        state = {k.replace(f"tokenizers.{theirs}.", f"tokenizers.{ours}.", 1): v for k, v in state.items()}
-    load_strictly(encoder, state, source)
 
 
 def _check_kind(theirs: str, ours: str, source: str) -> None:
@@ -68,11 +95,6 @@ def _check_kind(theirs: str, ours: str, source: str) -> None:
             f"{source} holds a model of {theirs}, and this is a model of {ours}, whose patches are others; start it "
             f"from weights of a model of {ours}."
         )
-
-
-def _size(config: TokenizerConfig) -> dict[str, Any]:
-    """What `Encoder.resize` can change of a tokenizer."""
-    return {name: getattr(config, name) for name in ("image_size", "frames", "mel_bins") if hasattr(config, name)}
 
 
 def _formulas(method: Method) -> dict[str, Tensor]:

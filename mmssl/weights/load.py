@@ -16,10 +16,11 @@ from mmssl.weights.published import MODEL_TYPES, read_published_file, read_trans
 from mmssl.weights.timm_models import read_timm, read_timm_folder
 
 Kind = Literal["run", "checkpoint", "export", "transformers", "timm folder", "file"]
-Modality = Literal["image", "video", "audio"]
+Modality = Literal["image", "video", "audio", "text"]
+Gelu = Literal["exact", "tanh", "quick"]
 _ALLOWED = (
-    "a run folder, an export folder, a transformers ViTMAE or VideoMAE folder, a .pth file of the authors of MAE, "
-    "VideoMAE, ST-MAE, CropMAE or Audio-MAE, 'timm:NAME', or a hub name 'organisation/name'"
+    "a run folder, an export folder, a transformers ViTMAE, VideoMAE or CLIP folder, a .pth file of the authors of "
+    "MAE, VideoMAE, ST-MAE, CropMAE, Audio-MAE, MultiMAE or CLIP, 'timm:NAME', or a hub name 'organisation/name'"
 )
 
 
@@ -31,15 +32,17 @@ def load(
     modality: Modality | None = None,
     device: str | torch.device | None = None,
     heads: int | None = None,
+    gelu: Gelu | None = None,
     pretrained: bool = True,
 ) -> Encoder:
     """An encoder with its weights, in evaluation mode.
 
     Args:
         source: a run folder (its export, else its newest checkpoint), one of its checkpoints, an export folder, a
-            transformers ViTMAE, ViT or VideoMAE folder, a file of the authors of MAE (`mae_pretrain_vit_base.pth`,
-            `_full`, visualize, fine-tuned), VideoMAE, ST-MAE, CropMAE or Audio-MAE, pretrained or fine-tuned,
-            `timm:NAME[.tag]`, or a name on the Hugging Face hub (also as `timm:hf_hub:NAME`).
+            transformers ViTMAE, ViT, VideoMAE or CLIP folder, a file of the authors of MAE
+            (`mae_pretrain_vit_base.pth`, `_full`, visualize, fine-tuned), VideoMAE, ST-MAE, CropMAE, Audio-MAE or CLIP
+            (a state dict of OpenAI's or OpenCLIP's ViT), pretrained or fine-tuned, `timm:NAME[.tag]`, or a name on the
+            Hugging Face hub (also as `timm:hf_hub:NAME`).
         image_size: height and width in pixels; where they differ from the weights' own, position tables are
             interpolated bicubically (VideoMAE's, which are a formula, made anew), otherwise they are the file's, bit
             for bit.
@@ -50,10 +53,12 @@ def load(
             one of grey images or of spectrograms. Without a decoder with windows or the training arguments of
             Audio-MAE's authors in it, it is taken as audio where its patches make no square and fit 128 mel bins (a
             square: where its position table is of another lattice), unless `image_size` is given. Say "audio" for a
-            file that was fine-tuned on clips of 128 frames and holds nothing beside its weights.
+            file that was fine-tuned on clips of 128 frames and holds nothing beside its weights. "text" gives the text
+            tower of a CLIP, which is otherwise read as its image tower.
         device: where to put it; default the CPU.
         heads: attention heads, where the published ones for this width are wrong (MVP's ViT-S/16 has 12, not 6): a
             file of weights does not say.
+        gelu: the kind of GELU, which files of CLIP do not say: quick (OpenAI's models) or exact (most of OpenCLIP's).
         pretrained: False takes a `timm:` architecture with random weights, without the hub.
 
     Raises:
@@ -65,9 +70,10 @@ def load(
     if str(source).startswith("timm:"):
         encoder = read_timm(str(source).removeprefix("timm:"), pretrained, modality)
     else:
-        encoder = _load_encoder(*recognise(source), heads, image_size, frames, modality)
+        encoder = _load_encoder(*recognise(source), heads, image_size, frames, modality, gelu)
     agree(source, "heads", heads, encoder.config.heads)
     agree(source, "modality", modality, _modality(encoder))
+    agree(source, "gelu", gelu, encoder.config.gelu)
     return resized(encoder, image_size, frames).to(device or "cpu").eval()
 
 
@@ -81,13 +87,14 @@ def load_method(
     image_size: int | tuple[int, int] | None = None,
     frames: int | None = None,
     modality: Modality | None = None,
+    gelu: Gelu | None = None,
 ) -> Method:
     """A whole method with its weights, decoder and heads included, in evaluation mode.
 
     Args:
         source: a run folder (its newest checkpoint), one checkpoint, a transformers ViTMAEForPreTraining or
-            VideoMAEForPreTraining folder or hub name, a `_full` or visualize file of the MAE authors, or a pretraining
-            file of VideoMAE's, ST-MAE's (mae_st), CropMAE's or Audio-MAE's.
+            VideoMAEForPreTraining or CLIPModel folder or hub name, a `_full` or visualize file of the MAE authors, a
+            pretraining file of VideoMAE's, ST-MAE's (mae_st), CropMAE's or Audio-MAE's, or a CLIP state dict.
         device: where to put it; default the CPU.
         heads: the encoder's attention heads, where they are not the published ones for its width.
         decoder_heads: the same of the decoder.
@@ -98,6 +105,7 @@ def load_method(
         frames: the same of the frames of a clip: VideoMAE's files say neither (16 and 224 by default). A whole method
             keeps the length that it was trained for; `mmssl.load` gives its encoder for another.
         modality: as for `mmssl.load`.
+        gelu: as for `mmssl.load`.
 
     Raises:
         MmsslError: as `load`; also where the source holds the encoder alone.
@@ -111,13 +119,14 @@ def load_method(
         method = runs.build_method(runs.newest_checkpoint(path) if kind == "run" else path)
     elif kind in ("transformers", "file"):
         said = {"norm_pix": norm_pix, "image_size_guess": size, "frames": frames, "modality": modality}
-        method = _read_method(kind, path, heads, decoder_heads, **said)
+        method = _read_method(kind, path, heads, decoder_heads, gelu, **said)
     else:
         raise MmsslError(f"{source} holds an encoder alone; read it with mmssl.load, or give the run folder itself.")
     given = {"heads": heads, "decoder_heads": decoder_heads, "norm_pix": norm_pix, "image_size": size, "frames": frames}
     for name, value in given.items():
         agree(source, name, value, _own(method, name, value))
     agree(source, "modality", modality, _modality(method.encoder))
+    agree(source, "gelu", gelu, method.encoder.config.gelu)
     return method.to(device or "cpu").eval()
 
 
@@ -171,31 +180,40 @@ def _load_encoder(
     image_size: int | tuple[int, int] | None,
     frames: int | None,
     modality: str | None,
+    gelu: str | None,
 ) -> Encoder:
-    if kind == "run" and (path / "export" / "config.json").is_file():
+    if kind == "run" and (path / "export" / "config.json").is_file() and modality != "text":
         return Encoder.from_pretrained(path / "export")
     if kind in ("run", "checkpoint"):
-        return runs.build_method(runs.newest_checkpoint(path) if kind == "run" else path).encoder
+        method = runs.build_method(runs.newest_checkpoint(path) if kind == "run" else path)
+        return getattr(method, "text_encoder", method.encoder) if modality == "text" else method.encoder
     if kind == "export":
         return Encoder.from_pretrained(path)
     if kind == "timm folder":
         return read_timm_folder(path, modality)
     said = {"image_size_guess": None if image_size is None else as_pair(image_size), "frames": frames}
     if kind == "transformers":
-        layout, published = read_transformers_folder(path, **said)
+        layout, published = read_transformers_folder(path, modality, **said)
     else:
-        layout, published = read_published_file(path, modality, heads=heads, **said)
+        layout, published = read_published_file(path, modality, heads=heads, gelu=gelu, **said)
     return layout.encoder(published)
 
 
 def _read_method(
-    kind: Kind, path: Path, heads: int | None, decoder_heads: int | None, modality: str | None, **said: Any
+    kind: Kind,
+    path: Path,
+    heads: int | None,
+    decoder_heads: int | None,
+    gelu: str | None,
+    modality: str | None,
+    **said: Any,
 ) -> Method:
-    """The method in a file or folder of others; what a folder says of heads is believed."""
+    """The method in a file or folder of others; what a folder says of heads and GELU is believed."""
     if kind == "transformers":
-        layout, published = read_transformers_folder(path, **said)
+        layout, published = read_transformers_folder(path, modality, **said)
     else:
-        layout, published = read_published_file(path, modality, heads=heads, decoder_heads=decoder_heads, **said)
+        said |= {"heads": heads, "decoder_heads": decoder_heads, "gelu": gelu}
+        layout, published = read_published_file(path, modality, **said)
     return layout.method(published)
 
 

@@ -5,7 +5,7 @@ former, their `visualize` files the latter, and `norm_pix=` overrides what the n
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,13 +65,21 @@ def _encoder_config(published: Published, sizes: Sizes, modality: str) -> Encode
     size = (grid[0] * patch[0], grid[1] * patch[1])
     channels = state["patch_embed.proj.weight"].shape[1]
     table = state["pos_embed"][0, prefix:].float()
-    fixed = sizes.dim % 4 == 0 and torch.allclose(table, sincos_2d(sizes.dim, grid), atol=1e-4)
     mean, std = (_of_grey(values, channels) for values in (facts.mean, facts.std))
     return EncoderConfig(
         tokenizers={modality: ImageTokenizerConfig("image", size, patch, channels, mean, std)},
         **trunk_options(published, sizes),
-        positions="sincos" if fixed else "learned",
+        positions=fixed_positions(table, grid) or "learned",
     )
+
+
+def fixed_positions(table: Tensor, grid: tuple[int, int]) -> Literal["sincos", "sincos_row"] | None:
+    """Which formula a position table (N, D) is of: MAE's with the column first, MultiMAE's with the row first."""
+    orders = {"sincos": "column_first", "sincos_row": "row_first"} if table.shape[1] % 4 == 0 else {}
+    for name, order in orders.items():
+        if torch.allclose(table, sincos_2d(table.shape[1], grid, order), atol=1e-4):
+            return name
+    return None
 
 
 def _of_grey(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -5,13 +5,24 @@ A new one is one file that knows its names, and an entry in `LAYOUTS`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.methods.base import Method
-from mmssl.weights import audiomae, huggingface, official, siammae, stmae, videomae, videomae_transformers
+from mmssl.weights import (
+    audiomae,
+    clip,
+    huggingface,
+    multimae,
+    official,
+    siammae,
+    stmae,
+    videomae,
+    videomae_transformers,
+)
 from mmssl.weights.files import State, read_json, read_state
 from mmssl.weights.layout import Facts, Published, is_authors_layout
 from mmssl.weights.naming import listed
@@ -68,6 +79,13 @@ LAYOUTS = (
         method=siammae.build_siammae,
     ),
     Layout(
+        "the MultiMAE authors'",
+        recognise=multimae.is_multimae_layout,
+        read=multimae.read_file,
+        encoder=multimae.build_encoder,
+        method=multimae.build_multimae,
+    ),
+    Layout(
         "the Audio-MAE authors'",
         recognise=audiomae.is_audiomae_layout,
         sure=audiomae.says_audio,
@@ -85,10 +103,29 @@ LAYOUTS = (
         folder=huggingface.read_transformers,
         model_types=("vit_mae", "vit"),
     ),
+    Layout(
+        "CLIP's",
+        recognise=clip.has_image_tower,
+        read=clip.read_file,
+        encoder=clip.build_image_tower,
+        method=clip.build_clip,
+        folder=clip.read_folder_of,
+        model_types=("clip", "clip_vision_model"),
+    ),
+    Layout(
+        "CLIP's text tower",
+        recognise=clip.has_text_tower,
+        read=clip.read_file,
+        encoder=clip.build_text_tower,
+        method=clip.no_text_method,
+        folder=partial(clip.read_folder_of, tower="text"),
+        model_types=("clip", "clip_text_model"),
+        modality="text",
+    ),
 )
 """The first that recognises a file reads it."""
 
-MODEL_TYPES = tuple(t for layout in LAYOUTS for t in layout.model_types)
+MODEL_TYPES = tuple(dict.fromkeys(t for layout in LAYOUTS for t in layout.model_types))
 """transformers' kinds of models that can be read, as their config.json calls them."""
 
 
@@ -97,7 +134,7 @@ def read_published_file(path: Path, modality: str | None = None, **said: Any) ->
 
     Args:
         path: the file.
-        modality: what its encoder reads, image, video or audio; None = what the file itself tells.
+        modality: what its encoder reads, image, video, audio or text; None = what the file itself tells.
         said: what the user says, fields of `Facts`; it comes before what the file says. None = nothing.
 
     Raises:
@@ -115,14 +152,15 @@ def read_published_file(path: Path, modality: str | None = None, **said: Any) ->
     raise MmsslError(f"{path} holds a model of {own} by its names and shapes, not of {modality}; leave out modality.")
 
 
-def read_transformers_folder(folder: Path, **said: Any) -> tuple[Layout, Published]:
+def read_transformers_folder(folder: Path, modality: str | None = None, **said: Any) -> tuple[Layout, Published]:
     """The same of a folder in transformers' format, by its config.json."""
     kind = read_json(folder / "config.json").get("model_type")
-    layout = next((layout for layout in LAYOUTS if kind in layout.model_types), None)
-    if layout is None:
+    fitting = [layout for layout in LAYOUTS if kind in layout.model_types]
+    if not fitting:
         raise MmsslError(
             f"{folder} holds a transformers model of type {kind!r}; readable are {', '.join(MODEL_TYPES)}."
         )
+    layout = next((layout for layout in fitting if layout.modality == modality), fitting[0])
     return layout, _with(layout.folder(folder), said)
 
 
@@ -140,5 +178,5 @@ def _no_layout(state: State) -> str:
     known = ", ".join(layout.name for layout in LAYOUTS)
     return (
         f"is of no layout that can be read (its first names: {first}); readable are {known}, and transformers' "
-        "ViTMAE, ViT and VideoMAE."
+        "ViTMAE, ViT, VideoMAE and CLIP."
     )

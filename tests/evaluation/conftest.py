@@ -1,5 +1,8 @@
-"""Small datasets in memory, and encoders whose features are known."""
+"""Small datasets in memory and on disk, and encoders whose features are known."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -165,6 +168,71 @@ def picture_folder(tmp_path_factory):
         for i, image in enumerate(images):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / name / f"{i:02d}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A recording of 16x16 frames of a warm block, 6x6 and near, somewhere on a cold floor; the camera `side` mirrors.
+
+    Classes are 0, background, and 5, block; depth is 1 and 2 metres; `state` is the block's row and column.
+    """
+    import h5py
+
+    data = tmp_path_factory.mktemp("scenes") / "mmssl/toys/block-v0/data"
+    data.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with h5py.File(data / "main_data.hdf5", "w") as file:
+        for episode in range(10):
+            group, place = file.create_group(f"episode_{episode}"), rng.integers(0, 11, (8, 2))
+            ids, rgb = np.zeros((8, 16, 16), np.int16), rng.integers(0, 60, (8, 16, 16, 3), dtype=np.uint8)
+            for frame, (row, column) in enumerate(place):
+                ids[frame, row : row + 6, column : column + 6] = 1
+            rgb[..., 0] += (160 * ids).astype(np.uint8)
+            rgb[..., 2] += (120 * (1 - ids)).astype(np.uint8)
+            planes = {"rgb": rgb, "depth": (2 - ids).astype(np.float16), "segmentation": ids}
+            for name, values in planes.items():
+                group[f"observations/{name}/front"] = values
+                group[f"observations/{name}/side"] = values[:, :, ::-1]
+            group["observations/state"] = place.astype(np.float32)
+            group["rewards"] = np.zeros(7, np.float32)
+    own = {"cameras": {"front": {}, "side": {}}, "geoms": ["floor", "block"], "has_success": False}
+    (data / "metadata.json").write_text(json.dumps({"dataset_id": "mmssl/toys/block-v0", "mmssl": own}))
+    return data.parent
+
+
+def tiny_multimae(**settings):
+    """A MultiMAE of 16x16 image, depth and segmentation in patches of 4, with fresh weights."""
+    torch.manual_seed(0)
+    sizes = {"dim": 32, "depth": 2, "heads": 2, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+    shape = {"image_size": 16, "patch_size": 4, "classes": 6, "class_stride": 1, "class_dim": 8, "budget": 16}
+    return create_method("multimae", size="custom", **sizes, **{**shape, **settings}).eval()
+
+
+def run_of(method, folder, **data):
+    """A run folder as pretraining leaves it, with its `data` section."""
+    run = RunFolder(folder)
+    run.start()
+    run.config.write_text(yaml.safe_dump({"method": to_dict(method.config), "data": to_dict(DataConfig(**data))}))
+    run.save(1, method, {"step": 1}, keep=1)
+    method.encoder.save_pretrained(run.export)
+    return run.path
+
+
+@pytest.fixture
+def make_multimae():
+    return tiny_multimae
+
+
+@pytest.fixture
+def make_run_of():
+    return run_of
+
+
+@pytest.fixture
+def joint_run(tmp_path, scenes):
+    """A run folder of the tiny MultiMAE on the scenes."""
+    extras = ("depth", "segmentation")
+    return run_of(tiny_multimae(), tmp_path / "joint", source=(str(scenes),), image_size=(16, 16), extras=extras)
 
 
 def tiny_mae(norm_pix: bool = True):

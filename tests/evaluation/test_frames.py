@@ -1,5 +1,7 @@
 """Image encoders on clips, pooling and pixels of clips."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -41,8 +43,9 @@ def test_one_camera_and_wrong_batches(tiny_encoder, tiny_video_encoder, clips):
         FrameEncoder(tiny_video_encoder)
     with pytest.raises(MmsslError, match="floats must lie in"):
         frames.check({"video": clips.float()})
-    tiny_encoder.tokenizers = torch.nn.ModuleDict({"image/top": tiny_encoder.tokenizers["image"]})
-    assert FrameEncoder(tiny_encoder)({"video/top": clips}).grid == {"video/top": (5, 4, 4)}
+    config = tiny_encoder.config
+    top = type(tiny_encoder)(dataclasses.replace(config, tokenizers={"image/top": config.tokenizers["image"]}))
+    assert FrameEncoder(top)({"video/top": clips}).grid == {"video/top": (5, 4, 4)}
 
 
 def test_an_encoder_meets_what_the_data_give(tiny_encoder, tiny_video_encoder, clip_classification, classification):
@@ -85,7 +88,7 @@ def test_poolings_of_clips(tiny_video_encoder, clips, pooling, width):
 
 def test_the_batch_size_counts_frames(tiny_video_encoder, clip_classification):
     train = clip_classification[0]
-    sizes = [len(index) for _, index in encoded(tiny_video_encoder, train, 40)]
+    sizes = [len(batch["index"]) for _, batch in encoded(tiny_video_encoder, train, 40)]
     assert sizes == [10] * 6
     small, large = (extract(tiny_video_encoder, train, batch_size=b).features for b in (3, 999))
     torch.testing.assert_close(small, large, atol=1e-5, rtol=1e-5)

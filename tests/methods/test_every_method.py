@@ -40,6 +40,7 @@ def sample_of(name: str, n: int, generator: torch.Generator) -> dict[str, torch.
     if kind == "text":
         length = torch.tensor([8, 5, 3, 8])[:n]
         ids = torch.randint(1, 250, (n, 8), generator=generator)
+        ids[torch.arange(n), length - 1] = 258  # the mark of a text's end
         mask = torch.arange(8)[None] < length[:, None]
         return {"text": ids * mask, "text_mask": mask}
     if kind == "segmentation":

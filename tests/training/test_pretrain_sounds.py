@@ -17,9 +17,10 @@ from mmssl.data.loading import DataConfig
 from mmssl.errors import MmsslError
 from mmssl.methods.audiomae import AudioMAE, AudioMAEConfig
 from mmssl.methods.base import create_method
+from mmssl.training.asked import sound_sampling
 from mmssl.training.loop import LoopConfig
 from mmssl.training.optim import OptimConfig
-from mmssl.training.pretrain import PretrainConfig, pretrain, sound_sampling
+from mmssl.training.pretrain import PretrainConfig, pretrain
 
 SHAPE = {"frames": 32, "mel_bins": 16, "patch_size": 4, "decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}
 TINY = AudioMAEConfig(size="custom", dim=16, depth=1, heads=2, drop_path=0.2, **SHAPE)

@@ -21,6 +21,12 @@ def scramble(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
+@pytest.fixture
+def scrambled():
+    """`scramble`, for tests that make their models themselves."""
+    return scramble
+
+
 @pytest.fixture(scope="session")
 def images() -> torch.Tensor:
     return torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
