@@ -47,6 +47,8 @@ class MultiMAEConfig(SizedConfig):
     std: tuple[float, ...] = IMAGENET_STD
     standardise: Literal["truncated", "none"] = "truncated"
     """Depth: each map standardised without its lowest and highest tenth; or metres as they are."""
+    farthest: float | None = None
+    """Depth: metres beyond which all counts as this far (a simulator's sky); null for no limit."""
     classes: int = 133
     """Number of classes of a segmentation; 133 are COCO's."""
     class_dim: int = 64

@@ -5,8 +5,8 @@
     output_adapters.T.{task_embeddings.T, mask_token, pos_emb (1, d, h, w), proj_context, query_norm, context_norm,
                        decoder.{q, kv, proj}, out_norm, mlp.{fc1, fc2}, decoder_transformer.K.*, out_proj}
 
-T is rgb, depth or semseg; norm_rgb is a second output of rgb. Their `timm` files are a ViT's (official.py). The way back
-is multimae_back.py.
+T is rgb, depth or semseg; norm_rgb is a second output of rgb. Their `timm` files are a ViT's (official.py). The way
+back is multimae_back.py.
 """
 
 import re
