@@ -118,7 +118,7 @@ def _together(jobs: list[Job], workers: int, progress: Callable[[dict], None], c
         for _ in range(min(workers, len(chunks))):
             ours, theirs = multiprocessing.get_context("spawn").Pipe()
             process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs,), daemon=True)
-            with _environment(LP_NUM_THREADS="0", OMP_NUM_THREADS="1"):  # the workers themselves use the cores
+            with process_environment(LP_NUM_THREADS="0", OMP_NUM_THREADS="1"):  # the workers themselves use the cores
                 process.start()
             theirs.close()
             crew[ours] = process
@@ -188,7 +188,7 @@ def _work(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Any:
+def process_environment(**values: str) -> Any:
     """Environment variables that children started inside get; what the user set stays."""
     new = {k: v for k, v in values.items() if k not in os.environ}
     os.environ.update(new)

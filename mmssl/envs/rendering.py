@@ -224,6 +224,8 @@ class Renderer:
     def _read(self, with_depth: bool) -> tuple[np.ndarray, np.ndarray | None]:
         rgb = np.empty((*self.size, 3), np.uint8)
         z = np.empty(self.size, np.float32) if with_depth else None
+        # Another world of this process may have drawn since: without this we would draw into its buffer, and read ours.
+        self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._mujoco.mjr_render(self._rect, self._scene, self._context)
         self._mujoco.mjr_readPixels(rgb, z, self._rect, self._context)
         return rgb[::-1], z if z is None else z[::-1]  # OpenGL counts rows from the bottom

@@ -44,9 +44,9 @@ class MVMAEConfig(SizedConfig):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     early_conv: bool = True
-    """Tokens come out of convolutions over whole frames, and their features are masked; False: patches are projected."""
+    """Tokens come out of convolutions over whole frames, and their features are masked; else patches are projected."""
     mask_ratio: float = 0.9
-    """Fraction of the tokens to mask, in (0, 1); hidden views add theirs: ratio + (1 - ratio) * hidden_views / views."""
+    """Fraction of the tokens to mask, in (0, 1); with hidden views ratio + (1 - ratio) * hidden_views / views."""
     hidden_views: int = 1
     """How many views are hidden wholly, in each sample and frame; fewer where a batch has no more than these."""
     draw: Literal["uniform", "coins"] = "uniform"

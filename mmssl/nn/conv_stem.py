@@ -1,6 +1,7 @@
-"""A few convolutions in place of the patch projection (Xiao et al. 2021, arXiv 2106.14881), as MWM and MV-MWM have it."""
+"""Convolutions in place of the patch projection (Xiao et al. 2021, arXiv 2106.14881), as MWM and MV-MWM have it."""
 
 import math
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class ConvStem(nn.Module):
         super().__init__()
         widths = [channels, *stem_widths(patch_size, dim)]
         self.width = widths[-1]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in pairwise(widths))
         for conv in self.convs:
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmssl.errors import MmsslError
+from mmssl.weights.flax_trees import is_pickle, read_npz, read_pickle
 
 State = dict[str, Tensor]
 
@@ -28,7 +29,8 @@ def read_state(path: Path | str) -> tuple[State, dict[str, Any]]:
 
     Args:
         path: a `.safetensors` file, or what `torch.save` wrote: a state dict, or a dict with one under `model`,
-            `model_state` (PySlowFast), `state_dict` or `module` (DeepSpeed).
+            `model_state` (PySlowFast), `state_dict` or `module` (DeepSpeed); or a tree of arrays of flax's, in a pickle
+            or a `.npz` file (`mmssl.weights.flax_trees`).
 
     Returns:
         names -> tensors on the CPU, and the file's `args` as a dict (empty where it has none; of PySlowFast its `cfg`).
@@ -39,11 +41,19 @@ def read_state(path: Path | str) -> tuple[State, dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise MmsslError(f"there is no file {str(path)!r}.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content = _read_any(path)
     state = _unwrap(content)
     if not state:
         raise MmsslError(f"{path} holds no weights; give a checkpoint: a mapping of names to tensors.")
     return state, _arguments(content)
+
+
+def _read_any(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix == ".npz":
+        return read_npz(path)
+    return read_pickle(path) if is_pickle(path) else _read_torch(path)
 
 
 def _arguments(content: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ Modality = Literal["image", "video", "audio", "text"]
 Gelu = Literal["exact", "tanh", "quick"]
 _ALLOWED = (
     "a run folder, an export folder, a transformers ViTMAE, VideoMAE or CLIP folder, a .pth file of the authors of "
-    "MAE, VideoMAE, ST-MAE, CropMAE, Audio-MAE, MultiMAE or CLIP, 'timm:NAME', or a hub name 'organisation/name'"
+    "MAE, VideoMAE, ST-MAE, CropMAE, Audio-MAE, MultiMAE, M3AE or CLIP, 'timm:NAME', or a hub name 'organisation/name'"
 )
 
 

@@ -16,6 +16,7 @@ from mmssl.weights import (
     audiomae,
     clip,
     huggingface,
+    m3ae,
     multimae,
     official,
     siammae,
@@ -84,6 +85,13 @@ LAYOUTS = (
         read=multimae.read_file,
         encoder=multimae.build_encoder,
         method=multimae.build_multimae,
+    ),
+    Layout(
+        "the M3AE authors'",
+        recognise=m3ae.is_m3ae_layout,
+        read=m3ae.read_file,
+        encoder=m3ae.build_encoder,
+        method=m3ae.build_m3ae,
     ),
     Layout(
         "the Audio-MAE authors'",

@@ -1,0 +1,1 @@
+"""Reinforcement learning and imitation: algorithms, one file each, and what they share."""
