@@ -97,8 +97,9 @@ def _judge_run(
 ) -> list[Score]:
     """Scores; those of a run folder are kept in it, and its reconstructions drawn."""
     is_run = (run / "config.yaml").is_file()
-    rows, encoder, splits = judge_folds(encoder, choice, folds, ask, partial(write_scores, run) if is_run else None)
-    if is_run and draw is not None:
+    draws, keep = is_run and draw is not None, partial(write_scores, run) if is_run else None
+    rows, encoder, splits = judge_folds(encoder, choice, folds, ask, keep, needs_labels=not draws)
+    if draws:
         draw(run, encoder, choice, splits)
     return rows
 
@@ -107,17 +108,27 @@ Keep = Callable[[Sequence[Score]], Any] | None
 
 
 def judge_folds(
-    encoder: nn.Module, choice: DataChoice, folds: Folds | None, ask: Callable[..., list[Score]], keep: Keep = None
+    encoder: nn.Module,
+    choice: DataChoice,
+    folds: Folds | None,
+    ask: Callable[..., list[Score]],
+    keep: Keep = None,
+    needs_labels: bool = True,
 ) -> tuple[list[Score], nn.Module, Splits]:
     """Scores on the test part, or on every fold and their mean; the encoder as it fits the data, and the last parts.
 
     Args:
         ask: (encoder, splits, keep=...) -> scores, as `judge`.
         keep: called with scores as soon as they are there.
+        needs_labels: data without labels are an error; else no question is asked of them.
     """
     if folds is None:
-        splits = choice.splits()
+        splits = dataclasses.replace(choice, labelled=False).splits()
         encoder = fit_to(encoder, splits.train)
+        if not needs_labels and not splits.train.targets:
+            print(f"the data {splits.train.name!r} have no labels: no probe, only what the run reconstructs.")
+            return [], encoder, splits
+        splits = Splits(splits.train, splits.test, choice.labelled)
         return ask(encoder, splits, keep=keep), encoder, splits
     whole, seen = choice.part("all"), []
 

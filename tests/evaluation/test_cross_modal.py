@@ -1,6 +1,9 @@
 """Predictions of one modality from another: scores against slow versions on a method that knows the answers."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,16 +11,19 @@ import torch
 from sklearn.metrics import jaccard_score
 from torch import nn
 
+from mmssl.config import from_dict
 from mmssl.data.crops import Geometry
 from mmssl.data.dataset import Dataset
 from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.errors import MmsslError
 from mmssl.evaluation.cross_modal import judge_cross_modal, predicted_by
 from mmssl.evaluation.probe import probe
+from mmssl.paths import find_resource
 from mmssl.tokenizers.depth import DepthTokenizerConfig
 from mmssl.tokenizers.image import ImageTokenizerConfig
 from mmssl.tokenizers.segmentation import SegmentationTokenizerConfig
 from mmssl.tokenizers.text import TextTokenizerConfig
+from mmssl.training.pretrain import PretrainConfig, pretrain
 
 L = 8
 
@@ -207,3 +213,24 @@ class Samples16(Samples):
     def fetch(self, index, keys=None, augmentation=None):
         batch = super().fetch(index)
         return {**batch, "image": batch["image"].repeat_interleave(2, 2).repeat_interleave(2, 3)}
+
+
+def test_a_run_on_data_without_labels_is_judged_by_what_it_predicts(tmp_path, capsys):
+    """M3AE on the captioned sample pictures: no probe, and words from the image beside words alone."""
+    size = {"size": "custom", "dim": 16, "depth": 1, "heads": 2, "image_size": [32, 32], "patch_size": 8}
+    decoder = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "text_length": 16}
+    pictures = Path(find_resource("data", "samples")).parent / "samples"
+    flat = tmp_path / "pictures"
+    flat.mkdir()
+    for file in pictures.rglob("*.*"):
+        if file.suffix in (".txt", ".jpg", ".png"):
+            shutil.copy(file, flat / f"{file.parent.name}-{file.name}")
+    loop = {"steps": 1, "batch_size": 2, "precision": "fp32"}
+    data = {"source": [str(flat)], "test_every": 2}
+    recipe = {"method": {"name": "m3ae", **size, **decoder}, "data": data, "loop": loop, "optim": {"lr": 1e-3}}
+    pretrain(from_dict(PretrainConfig, recipe), tmp_path / "run")
+    assert probe(tmp_path / "run", device="cpu") == []
+    said = capsys.readouterr().out
+    assert "have no labels: no probe" in said and re.search(r"from image +text +accuracy", said)
+    rows = json.loads((tmp_path / "run/scores.json").read_text())["rows"]
+    assert {row["encoder"] for row in rows if row["target"] == "text"} == {"pretrained", "alone", "constant"}
