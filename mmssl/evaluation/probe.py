@@ -98,7 +98,9 @@ def _judge_run(
     """Scores; those of a run folder are kept in it, and its reconstructions drawn."""
     is_run = (run / "config.yaml").is_file()
     draws, keep = is_run and draw is not None, partial(write_scores, run) if is_run else None
-    rows, encoder, splits = judge_folds(encoder, choice, folds, ask, keep, needs_labels=not draws)
+    rows, encoder, splits = judge_folds(
+        encoder, choice, folds, ask, keep, needs_labels=not (draws and len(choice.modalities) > 1)
+    )
     if draws:
         draw(run, encoder, choice, splits)
     return rows
@@ -123,12 +125,12 @@ def judge_folds(
         needs_labels: data without labels are an error; else no question is asked of them.
     """
     if folds is None:
-        splits = dataclasses.replace(choice, labelled=False).splits()
-        encoder = fit_to(encoder, splits.train)
-        if not needs_labels and not splits.train.targets:
+        if not needs_labels and not choice.part("train", cache="none").targets:
+            splits = dataclasses.replace(choice, labelled=False).splits()
             print(f"the data {splits.train.name!r} have no labels: no probe, only what the run reconstructs.")
-            return [], encoder, splits
-        splits = Splits(splits.train, splits.test, choice.labelled)
+            return [], fit_to(encoder, splits.train), splits
+        splits = choice.splits()
+        encoder = fit_to(encoder, splits.train)
         return ask(encoder, splits, keep=keep), encoder, splits
     whole, seen = choice.part("all"), []
 
