@@ -20,13 +20,15 @@ from mmssl.errors import MmsslError, unknown_name
 # verb -> (where its function is, what `mmssl --help` says of it)
 VERBS = {
     "demo": ("mmssl.demo:demo", "record, pretrain, judge and report, in minutes"),
-    "list": ("mmssl.cli:list_names", "what there is: recipes, methods, dataset cards, suites, evaluators"),
+    "list": ("mmssl.cli:list_names", "what there is: recipes, methods, algorithms, dataset cards, suites, evaluators"),
     "record": ("mmssl.recording:record", "record episodes of simulated robots as a Minari dataset"),
     "pretrain": ("mmssl.training.pretrain:pretrain", "run a pretraining recipe"),
     "finetune": ("mmssl.evaluation.finetune:finetune", "run a fine-tuning recipe on pretrained weights"),
     "probe": ("mmssl.evaluation.probe:probe", "judge frozen features beside a random encoder and raw pixels"),
     "track": ("mmssl.evaluation.tracking:track", "carry masks, parts or joints through videos with frozen features"),
     "retrieve": ("mmssl.evaluation.retrieve:retrieve", "captions by images, images by captions, classes by prompts"),
+    "rl": ("mmssl.control.run:rl", "train a policy in a simulated world, several seeds at once"),
+    "rl play": ("mmssl.control.play:play", "run a trained policy: returns, successes and a film"),
     "embed": ("mmssl.evaluation.embed:embed", "write the features of a dataset to a safetensors file"),
     "report": ("mmssl.report.html:report", "write the report of a run folder, or compare several"),
     "export": ("mmssl.weights.export:export", "write a run's encoder for users"),
@@ -37,6 +39,11 @@ VERBS = {
 RECIPES = {
     "pretrain": "mmssl.training.pretrain:PretrainConfig",
     "finetune": "mmssl.evaluation.finetune:FinetuneConfig",
+    "rl": "mmssl.control.rl_config:RLConfig",
+}
+USAGE = "RECIPE [--data SOURCE ...] [--run FOLDER] [--overwrite] [--init WEIGHTS] [--a.b VALUE]"
+USAGES = {
+    "rl": "ALGORITHM_OR_RECIPE --task SUITE/TASK [--seeds 0 1 2] [--steps N] [--run FOLDER] [--overwrite] [--a.b VALUE]"
 }
 
 
@@ -44,14 +51,15 @@ def list_names(kind: Annotated[str, tyro.conf.Positional] = "all") -> None:
     """Print the names that can be typed.
 
     Args:
-        kind: recipes, methods, data, suites, evaluators, or all of them.
+        kind: recipes, methods, algorithms, data, suites, evaluators, or all of them.
     """
     from mmssl.paths import list_resources
-    from mmssl.registry import EVALUATORS, METHODS
+    from mmssl.registry import ALGORITHMS, EVALUATORS, METHODS
 
     sources: dict[str, Callable[[], list[str]]] = {
         "recipes": lambda: list_resources("configs"),
         "methods": METHODS.names,
+        "algorithms": ALGORITHMS.names,
         "data": lambda: list_resources("data"),
         "suites": lambda: list_resources("envs"),
         "evaluators": EVALUATORS.names,
@@ -87,7 +95,7 @@ def _dispatch(args: list[str]) -> None:
 
         print(f"mmssl {__version__}")
         return
-    verb, rest = args[0], args[1:]
+    verb, rest = (" ".join(args[:2]), args[2:]) if " ".join(args[:2]) in VERBS else (args[0], args[1:])
     if verb not in VERBS:
         raise unknown_name("verb", verb, VERBS)
     _run_recipe(verb, rest) if verb in RECIPES else _run_function(verb, rest)
@@ -114,23 +122,28 @@ def _run_recipe(verb: str, rest: list[str]) -> None:
 
     `pretrain` takes `--init-shared WEIGHTS` as well.
     """
-    from mmssl.config import load_config
-    from mmssl.paths import find_resource
-
-    usage = (
-        f"usage: mmssl {verb} RECIPE [--data SOURCE ...] [--run FOLDER] [--overwrite] [--init WEIGHTS] [--a.b VALUE]"
-    )
+    usage = f"usage: mmssl {verb} {USAGES.get(verb, USAGE)}"
     if not rest or rest[0] in ("-h", "--help"):
         print(f"{usage}\n\nRECIPE is a YAML file or the short name of a shipped one ('mmssl list recipes').")
         return
     if rest[0].startswith("-"):
         raise MmsslError(f"the recipe comes first; {usage}")
-    path = find_resource("configs", rest[0])
-    config = load_config(_locate(RECIPES[verb]), path)
+    config = _read_recipe(_locate(RECIPES[verb]), rest[0])
     options, rest = _take_options(rest[1:], usage)
     if "shared_only" in options and verb != "pretrain":
         raise MmsslError(f"--init-shared is for mmssl pretrain; mmssl {verb} takes --init.")
+    if verb == "rl" and options.pop("init") is not None:
+        raise MmsslError("mmssl rl takes no --init; it begins anew, or goes on in its run folder.")
     _locate(VERBS[verb][0])(override(config, rest, f"mmssl {verb} RECIPE"), **options)
+
+
+def _read_recipe(kind: Any, name: str) -> Any:
+    """The recipe called `name`; for `rl` the name of an algorithm stands for its defaults."""
+    from mmssl.config import load_config
+    from mmssl.paths import find_resource
+
+    found = kind.from_name(name) if hasattr(kind, "from_name") else None
+    return found or load_config(kind, find_resource("configs", name))
 
 
 def override(config: Any, words: list[str], prog: str) -> Any:

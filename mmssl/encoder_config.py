@@ -1,11 +1,12 @@
 """The settings of an encoder, and its named sizes."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mmssl.errors import MmsslError
 from mmssl.nn.transformer import BlockConfig
 from mmssl.tokenizers.base import Positions, TokenizerConfig
+from mmssl.tokenizers.conv_map import ConvMapTokenizerConfig
 from mmssl.tokenizers.image import ImageTokenizerConfig
 
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -65,13 +66,24 @@ class EncoderConfig:
             raise MmsslError("an encoder needs at least one tokenizer.")
         if any("." in name for name in self.tokenizers):
             raise MmsslError(f"modality names cannot hold a dot, got {list(self.tokenizers)}; rename the camera.")
-        if self.depth < 1:
-            raise MmsslError(f"depth must be at least 1, got {self.depth}.")
+        convolutions = all(isinstance(config, ConvMapTokenizerConfig) for config in self.tokenizers.values())
+        if self.depth < (0 if convolutions else 1):
+            raise MmsslError(f"depth must be at least 1 (0 for convolutions alone), got {self.depth}.")
         if len(set(self.views)) < len(self.views) or any("." in view for view in self.views):
             raise MmsslError(f"views must be different names without a dot, got {list(self.views)}.")
         if self.views and not any(name in PICTURES for name in self.tokenizers):
             raise MmsslError(f"views are of {', '.join(PICTURES)}; this encoder reads {', '.join(self.tokenizers)}.")
         self.block(0)
+
+    @classmethod
+    def of_convolutions(cls, filters: int = 32, modality: str = "image", **settings: Any) -> "EncoderConfig":
+        """A convolutional network and nothing else: tokens are the last map (D = `filters`), there is no cls.
+
+        Args:
+            settings: of the tokenizer `conv_map`: image_size, channels, layers, mean, std, start.
+        """
+        plain = {"heads": 1, "cls_token": False, "final_norm": False, "positions": "none"}
+        return cls({modality: ConvMapTokenizerConfig(**settings)}, dim=filters, depth=0, **plain)
 
     @property
     def modalities(self) -> tuple[str, ...]:

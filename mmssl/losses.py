@@ -115,14 +115,41 @@ def info_nce(
     """
     with torch.autocast(queries.device.type, enabled=False):
         logits = scale.float() * (queries.float() @ keys.float().mT)  # (B, M)
-    place = torch.arange(first, first + len(queries), device=logits.device)
+    return _find_own(logits, first, valid)
+
+
+def _find_own(logits: Tensor, first: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of logits (B, M) with the column first + b for row b, over the pairs that are there."""
+    place = torch.arange(first, first + len(logits), device=logits.device)
     if valid is None:
-        count = torch.full((), len(queries), dtype=torch.float32, device=logits.device)
+        count = torch.full((), len(logits), dtype=torch.float32, device=logits.device)
         return F.cross_entropy(logits, place, reduction="sum"), count
     logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)  # finite: without any pair nothing is NaN
     own = valid[place]
     loss = F.cross_entropy(logits, place, reduction="none")  # (B,)
     return torch.where(own, loss, 0.0).sum(), own.sum().float()
+
+
+def bilinear_logits(queries: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
+    """CURL's logits q W k^T (Laskin et al. 2020, arXiv 2004.04136), each row less its own maximum: float32 (B, M).
+
+    The maximum is taken away for the range of exp alone: it changes neither cross-entropy nor gradient.
+
+    Args:
+        queries: (B, E), of any length.
+        keys: (M, E).
+        weight: (E, E).
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        logits = queries.float() @ (weight.float() @ keys.float().mT)  # (B, M)
+    return logits - logits.detach().amax(1, keepdim=True)
+
+
+def bilinear_info_nce(
+    queries: Tensor, keys: Tensor, weight: Tensor, first: int = 0, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `info_nce`, by `bilinear_logits`: without a temperature, and vectors have any length."""
+    return _find_own(bilinear_logits(queries, keys, weight), first, valid)
 
 
 def mean_over_samples(error: Tensor, counted: Tensor) -> Tensor:

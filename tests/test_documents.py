@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmssl import cli
-from mmssl.config import load_config
-from mmssl.paths import find_resource
+from mmssl.encoder import Encoder, EncoderConfig
+from mmssl.tokenizers.image import ImageTokenizerConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -33,12 +34,39 @@ ALL = [pytest.param(line, id=f"{page.stem}:{line[:60]}") for page in PAGES for l
 def test_a_command_names_a_verb_a_recipe_and_options_that_exist(line):
     verb, *rest = shlex.split(line)[1:]
     assert verb in cli.VERBS
-    if verb not in cli.RECIPES or rest[0].startswith("-") or "..." in rest[0]:
+    if verb not in cli.RECIPES or rest[0].startswith("-") or "..." in rest[0] or f"{verb} {rest[0]}" in cli.VERBS:
         return
-    config = load_config(cli._locate(cli.RECIPES[verb]), find_resource("configs", rest[0]))
+    config = cli._read_recipe(cli._locate(cli.RECIPES[verb]), rest[0])
     options, left = cli._take_options(rest[1:], "usage")
     cli.override(config, left, "mmssl")
     assert set(options) - {"shared_only"} == {"run", "overwrite", "init"}
+
+
+CONTROL = {
+    "td3": "--algorithm.hidden 8 --algorithm.random-steps 2 --algorithm.batch-size 2 --algorithm.capacity 50",
+    "sac": "--algorithm.hidden 8 --algorithm.random-steps 2 --algorithm.batch-size 2 --algorithm.capacity 50",
+    "curl": "--algorithm.hidden 8 --algorithm.random-steps 2 --algorithm.batch-size 2 --algorithm.capacity 50",
+    "drqv2": "--algorithm.hidden 8 --algorithm.random-steps 2 --algorithm.batch-size 2 --algorithm.capacity 50",
+}
+"""Tiny budgets of algorithms; beside them episodes of 10 or 20 steps, for each step repeats its action."""
+
+
+def test_the_commands_of_control_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    """Every line of docs/control.md, with one seed where it says several."""
+    pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizerConfig(image_size=16, patch_size=8)
+    Encoder(EncoderConfig({"image": tokenizer}, dim=16, depth=1, heads=2)).save_pretrained("runs/demo")
+    short = shlex.split("--steps 6 --eval-every 6 --eval-episodes 1 --action-repeat 50 --film False")
+    lines = [shlex.split(line)[1:] for line in commands(ROOT / "docs/control.md")]
+    assert {line[1] for line in lines if line[0] == "rl"} == {*CONTROL, "play"}
+    for line in lines:
+        tiny = [*short, *shlex.split(CONTROL[line[1]])] if line[1] in CONTROL else []
+        tiny += ["--seeds", "0"] if "--seeds" in line else ["--size", "32", "32"] if line[1] == "play" else []
+        cli.main([*line, *tiny])
+    assert capsys.readouterr().out.count("episode ") == 5 and Path("runs/cheetah/figures/play.mp4").is_file()
+    assert "Probability of improvement" in Path("runs/comparison.html").read_text()
 
 
 def test_the_documents_are_read():

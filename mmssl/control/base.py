@@ -83,9 +83,18 @@ class Transition:
 
 
 class Algorithm(ABC):
-    """Base of all algorithms. Made from its settings, the world's spaces, a seed and a device."""
+    """Base of all algorithms. Made from its settings, the world's spaces, a seed and a device.
+
+    Attributes:
+        total_steps: environment steps of the whole run, which the loop sets before the first one; rates that fall over
+            a run need it, and stay as they are while it is None.
+        replay: its `Replay`, where it has one, whose size is said and checked before a run.
+        wants: what fields of `RLConfig` are where a recipe leaves them open: `n_envs`, `observe`, `frame_stack`, ...
+    """
 
     config_class: ClassVar[type[AlgorithmConfig]]
+    wants: ClassVar[dict[str, Any]] = {}
+    total_steps: int | None = None
 
     def __init__(self, config: AlgorithmConfig, spaces: Spaces, seed: int, device: str = "cpu"):
         self.config, self.spaces, self.seed, self.device = config, spaces, seed, device

@@ -4,7 +4,7 @@ Any module will do that obeys the contract of encoders: `encoder(batch) -> Featu
 the size of its pictures, `encoder.config`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -41,6 +41,7 @@ class FrozenEncoder:
 
     Attributes:
         width: F, numbers of one environment.
+        memory: steps after which nothing of what was before is left in the windows.
 
     Raises:
         MmsslError: no pictures, no modality that they could be, cameras that the encoder does not know, pictures of a
@@ -66,7 +67,7 @@ class FrozenEncoder:
         probe = {name: np.zeros((1, clip * 3, *layout[name][0][1:]), np.uint8) for name in self.cameras}
         one = self._forward(probe).shape[1]
         self.vectors, self._now = Window(n, stack, (one,), np.dtype(np.float32)), np.zeros((n, one), np.float32)
-        self.width = one * stack
+        self.width, self.memory = one * stack, (clip - 1) * stride + stack
 
     def _check_size(self, layout: dict) -> None:
         wanted = picture_size(self.encoder)
@@ -213,6 +214,15 @@ class EncodeObservation(WorldWrapper):
         seen = self._seen(obs, ended if self._at_once else self._ended)
         self._ended = ended
         return seen, rewards, terminated, truncated, infos
+
+    def take_again(self, actions: Sequence[np.ndarray]) -> None:
+        """Many steps, of which those alone are encoded that the windows still hold at the end."""
+        skipped = max(0, len(actions) - self.frozen.memory)
+        for action in actions[:skipped]:
+            terminated, truncated = self.env.step(action)[2:4]
+            self._ended = terminated | truncated
+        for action in actions[skipped:]:
+            self.step(action)
 
     def spaces(self) -> dict[str, Any]:
         """As `VectorWorld.spaces`."""

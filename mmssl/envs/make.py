@@ -98,6 +98,11 @@ class SimEnvironment(gym.Env, ABC):
         return self.observation(state), total, bool(terminated), truncated, {"success": success}
 
 
+def has_success(task: Task) -> bool:
+    """Whether a task can be done or not done: whether its family reports success."""
+    return ENVIRONMENTS.get(task.family).has_success
+
+
 def unbounded(shape: tuple[int, ...], dtype: Any = np.float32) -> gym.spaces.Box:
     return gym.spaces.Box(-np.inf, np.inf, shape, dtype)
 

@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from mmssl.envs.batch_mujoco import batch_mujoco
+from mmssl.envs.make import has_success
 from mmssl.envs.suites import find_task
 from mmssl.envs.vector_bodies import REST, STEP, Here, Recipe
 from mmssl.envs.vector_workers import Workers
@@ -59,6 +60,8 @@ class VectorWorld(gym.vector.VectorEnv):
     """
 
     metadata: ClassVar[dict] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
+    has_success: bool = True
+    """Whether the task can be done or not done; True where that is not known."""
 
     def __init__(
         self, runner: Any, name: str = "the environment", frame_stack: int = 1, seed: int = 0, scale: bool = True,
@@ -332,7 +335,9 @@ def make_vec(
     runner = batch_mujoco(recipe, n, workers) if fast else None
     if runner is None:
         runner = Workers(recipe, n, min(workers, n)) if workers else Here(recipe, n)
-    return VectorWorld(runner, recipe.name, frame_stack, seed, scale, limit)
+    world = VectorWorld(runner, recipe.name, frame_stack, seed, scale, limit)
+    world.has_success = has_success(recipe.task)
+    return world
 
 
 def wrap_vec(

@@ -67,6 +67,10 @@ class Method(nn.Module):
         """Raise an `MmsslError` for anything wrong with a batch, its values included; called on the first sample."""
         self.encoder.check(batch)
 
+    def as_seen(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the encoder sees of a batch where nothing is drawn: all of it, or the middle of larger pictures."""
+        return batch
+
     def reconstruct(
         self, batch: dict[str, Tensor], masks: dict[str, Tensor] | None = None, keys: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -87,6 +91,9 @@ class Method(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step with the finished part of the training, 0 to 1: EMA, queues."""
+
+    def after_init(self) -> None:
+        """Called after the encoder was given the weights of another run: copies of it begin anew."""
 
     def no_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides biases and 1-D ones."""

@@ -8,8 +8,9 @@ dark page.
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -147,8 +148,16 @@ def draw_curves(curves: dict[str, Series], *, title: str, palette: Palette, smoo
         else:
             marker = "o" if len(values) == 1 else None
             axes.plot(*thin(series), color=colour, linewidth=2, marker=marker, label=name)
+    style_axes(axes, title=title, palette=palette)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=9, labelcolor=palette.ink)
+    return figure
+
+
+def style_axes(axes, *, title: str, palette: Palette, xlabel: str = "step") -> None:
+    """Title, labels, grid and numbers of a plot over steps, as all of ours have them."""
     axes.set_title(title, loc="left", fontsize=11, color=palette.ink, pad=10)
-    axes.set_xlabel("step", fontsize=9, color=palette.muted)
+    axes.set_xlabel(xlabel, fontsize=9, color=palette.muted)
     axes.tick_params(colors=palette.muted, labelsize=9, length=0)
     axes.grid(True, axis="y", color=palette.line, linewidth=1)
     axes.set_axisbelow(True)
@@ -157,9 +166,6 @@ def draw_curves(curves: dict[str, Series], *, title: str, palette: Palette, smoo
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(palette.line)
-    if len(curves) > 1:
-        axes.legend(frameon=False, fontsize=9, labelcolor=palette.ink)
-    return figure
 
 
 def curves_png(curves: dict[str, Series], *, title: str, smoothed: bool = False, dpi: int = 150) -> bytes:
@@ -171,13 +177,17 @@ def curves_png(curves: dict[str, Series], *, title: str, smoothed: bool = False,
 
 def curves_svg(curves: dict[str, Series], *, title: str, smoothed: bool = False) -> str:
     """The curves as an `<svg>` element in the colours of the page: CSS variables --ink, --muted, --line, --curve-N."""
+    return themed_svg(lambda: draw_curves(curves, title=title, palette=THEMED, smoothed=smoothed), title)
+
+
+def themed_svg(draw: Callable[[], Any], title: str) -> str:
+    """The figure that `draw` makes with the palette THEMED, as an `<svg>` element in the colours of the page."""
     import matplotlib
 
     buffer = io.StringIO()
     # Text stays text (the page's own font), and equal drawings give equal bytes.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        figure = draw_curves(curves, title=title, palette=THEMED, smoothed=smoothed)
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        draw().savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -4,8 +4,6 @@ Nothing outside the page is loaded: style, curves (SVG), pictures (PNG in base64
 Who asks the browser for less motion sees still ones. The verb is `mmssl report RUN...`.
 """
 
-import base64
-import os
 import statistics
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +16,14 @@ from markupsafe import Markup
 
 from mmssl import __version__
 from mmssl.errors import MmsslError
-from mmssl.report import words
-from mmssl.report.figures import curves_svg, pca_colours, png_bytes, shrink, webp_bytes
+from mmssl.report import control, words
+from mmssl.report.control_comparison import write_control_comparison
+from mmssl.report.figures import curves_svg, pca_colours, shrink
+from mmssl.report.page import by_name, config_differences, environment, write_page
 from mmssl.report.reading import Probe, RunFiles, Score, read_run
+from mmssl.report.seeds import is_control_run, read_control_run
 from mmssl.report.spectrograms import NAMES, SOUNDS, Spectrograms, legend, player
 
-_TEMPLATES = Path(__file__).parent / "templates"
 ENCODER_NAMES = {
     "pretrained": "pretrained",
     "random": "random",
@@ -41,16 +41,26 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], *, out: Path
     """Write report.html into each run folder; with several runs also a page that compares them.
 
     Args:
-        runs: Run folders, as `mmssl demo` and `mmssl pretrain` make them.
+        runs: Run folders, as `mmssl demo`, `mmssl pretrain` and `mmssl rl` make them.
         out: Where the comparison goes; by default comparison.html beside the first run.
     """
     if not runs:
         raise MmsslError("no run folder was given: type `mmssl report RUN`, with one run folder or more.")
+    _all_control(runs)
     for run in runs:
         path = write_report(run)
-        print(f"{path}: {words.headline(read_run(run)).title}")
+        said = control.headline(read_control_run(run)) if is_control_run(run) else words.headline(read_run(run))
+        print(f"{path}: {said.title}")
     if len(runs) > 1:
         print(write_comparison(runs, out))
+
+
+def _all_control(runs: tuple[Path, ...] | list[Path]) -> bool:
+    """Whether runs are those of `mmssl rl`; an `MmsslError` where some are and some are not."""
+    kinds = {is_control_run(run) for run in runs}
+    if len(kinds) > 1:
+        raise MmsslError("runs of `mmssl rl` are compared with one another; leave the other runs out.")
+    return kinds == {True}
 
 
 def write_report(run: Path | str) -> Path:
@@ -58,6 +68,8 @@ def write_report(run: Path | str) -> Path:
 
     Parts whose files are missing are left out. Raises an `MmsslError` where the folder is no run or a file is damaged.
     """
+    if is_control_run(run):
+        return control.write_report(run)
     files = read_run(run)
     page = (
         _environment()
@@ -83,12 +95,14 @@ def write_report(run: Path | str) -> Path:
             version=__version__,
         )
     )
-    return _write(files.path / "report.html", page)
+    return write_page(files.path / "report.html", page)
 
 
 def write_comparison(runs: tuple[Path, ...] | list[Path], out: Path | None = None) -> Path:
     """Write one page that lays several runs beside each other: overlaid curves and a table of every score."""
-    files = _by_name([read_run(run) for run in runs])
+    if _all_control(runs):
+        return write_control_comparison(runs, out)
+    files = by_name([read_run(run) for run in runs])
     rows = [
         (
             "masked-patch error / best interpolation",
@@ -106,49 +120,21 @@ def write_comparison(runs: tuple[Path, ...] | list[Path], out: Path | None = Non
             curves=_curves(files),
             ratios=[(label, values, _best(values, higher)) for label, values, higher in rows],
             probes=_compared_probes(list(files.values())),
-            differences=_config_differences(files),
+            differences=config_differences({name: run.config for name, run in files.items()}),
             version=__version__,
         )
     )
-    return _write(out or Path(runs[0]).resolve().parent / "comparison.html", page)
-
-
-def _write(path: Path, page: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")  # a reader never sees half a page
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_page(out or Path(runs[0]).resolve().parent / "comparison.html", page)
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "picture": _picture_uri,
-        "file": _file_uri,
-        "number": words.number,
+    made = environment()
+    made.filters |= {
         "metric": words.metric,
-        "duration": words.duration,
         "score": lambda s: words.score(s.value, s.spread) if isinstance(s, Score) else "–",
         "encoder": lambda name: ENCODER_NAMES.get(name, name),
     }
-    environment.globals["style"] = Markup((_TEMPLATES / "style.css").read_text())
-    return environment
-
-
-def _picture_uri(image: np.ndarray) -> str:
-    """A picture (H, W, 3) as PNG, a clip (T, H, W, 3) as animated WebP."""
-    return _uri("png", png_bytes(image)) if image.ndim == 3 else _uri("webp", webp_bytes(image))
-
-
-def _file_uri(path: Path) -> str:
-    return _uri(path.suffix.removeprefix("."), path.read_bytes())
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return made
 
 
 def _tiles(run: RunFiles) -> list[tuple[str, str, str]]:
@@ -304,12 +290,6 @@ def _command(run: RunFiles) -> str:
     return f"mmssl pretrain {run.path / 'config.yaml'} --run {run.path}-again" if run.config else ""
 
 
-def _by_name(runs: list[RunFiles]) -> dict[str, RunFiles]:
-    """Runs under their folder's name; the whole path where two folders have one name."""
-    names = [run.name for run in runs]
-    return {run.name if names.count(run.name) == 1 else str(run.path): run for run in runs}
-
-
 def _best(values: list[float | None], higher_is_better: bool) -> float | None:
     known = [v for v in values if v is not None]
     return (max if higher_is_better else min)(known) if len(set(known)) > 1 else None
@@ -326,21 +306,3 @@ def _compared_probes(runs: list[RunFiles]) -> list[dict[str, Any]]:
             best = _best([s.value if s else None for s in scores], higher) if encoder == "pretrained" else None
             rows.append({"name": name, "metric": metric, "encoder": encoder, "scores": scores, "best": best})
     return rows
-
-
-def _config_differences(runs: dict[str, RunFiles]) -> list[tuple[str, list[Any]]]:
-    """The dotted configuration keys in which the runs differ, with each run's value."""
-    flat = [_flatten(run.config) for run in runs.values()]
-    keys = dict.fromkeys(key for mapping in flat for key in mapping)
-    rows = [(key, [mapping.get(key, "–") for mapping in flat]) for key in keys]
-    return [(key, values) for key, values in rows if any(v != values[0] for v in values)]
-
-
-def _flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in mapping.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

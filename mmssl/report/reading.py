@@ -143,7 +143,7 @@ def read_run(path: Path | str) -> RunFiles:
     return RunFiles(
         path=path,
         config=read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {},
-        metrics=_read_metrics(path / "metrics.jsonl"),
+        metrics=read_lines(path / "metrics.jsonl"),
         probes=group_scores(scores.get("rows", []), path / "scores.json"),
         reconstruction=_numbers(scores.get("reconstruction") or {}),
         explained=_numbers(scores.get("reconstruction_explained") or {}),
@@ -190,7 +190,8 @@ def _read_json(path: Path) -> dict:
     return mapping
 
 
-def _read_metrics(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict]:
+    """Mappings of a file of JSON lines by their `step`, the last ones where a resumed run wrote a step twice."""
     if not path.is_file():
         return []
     lines = path.read_text(errors="replace").splitlines()

@@ -32,7 +32,8 @@ def as_asked(model: nn.Module, data: DataConfig, tell: Callable[[str], None] = l
     Raises:
         MmsslError: the recipe contradicts the method.
     """
-    sizes = (getattr(tokenizer.config, "image_size", None) for tokenizer in _tokenizers(model))
+    sizes = [getattr(tokenizer.config, "image_size", None) for tokenizer in _tokenizers(model)]
+    sizes.insert(0, getattr(model, "picture_size", None))  # of a method that crops them itself
     data = dataclasses.replace(
         data,
         image_size=data.image_size or next((size for size in sizes if size is not None), None),

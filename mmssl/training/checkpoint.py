@@ -22,8 +22,8 @@ from mmssl.errors import MmsslError
 from mmssl.training import atomic
 from mmssl.training.lock import folder_lock, is_main_process
 
-_OURS = ["config.yaml", "command.txt", "metrics.jsonl", "tensorboard", "checkpoints", "export", "figures"]
-_OURS += ["report.html", "scores.json", "timing.json", "skipped.txt"]
+_OURS = ["config.yaml", "command.txt", "metrics.jsonl", "evaluations.jsonl", "tensorboard", "checkpoints", "export"]
+_OURS += ["figures", "report.html", "scores.json", "timing.json", "skipped.txt"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.evaluations = self.path / "evaluations.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"

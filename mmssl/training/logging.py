@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -75,7 +76,7 @@ class RunLog:
     ):
         self._file = self._board = None
         if run is not None:
-            self._file = open(_kept_metrics(run, start), "a")  # noqa: SIM115 (closed in __exit__)
+            self._file = open(kept_records(run.metrics, start), "a")  # noqa: SIM115 (closed in __exit__)
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else None)
@@ -129,13 +130,13 @@ def say(sentence: str) -> None:
     tqdm.write(sentence, file=sys.stderr)
 
 
-def _kept_metrics(run: RunFolder, start: int) -> str:
-    """Path of metrics.jsonl after every record of a step beyond `start`, or cut short, has been dropped."""
-    old = run.metrics.read_text().splitlines() if run.metrics.is_file() else []
+def kept_records(path: Path, start: int) -> Path:
+    """A file of JSON lines, after every record of a step beyond `start`, or cut short, has been dropped."""
+    old = path.read_text().splitlines() if path.is_file() else []
     kept = [line for line in old if (step := _step_of(line)) is not None and step <= start]
     if kept != old:
-        atomic.write_text(run.metrics, "".join(f"{line}\n" for line in kept))
-    return str(run.metrics)
+        atomic.write_text(path, "".join(f"{line}\n" for line in kept))
+    return path
 
 
 def _step_of(line: str) -> int | None:

@@ -39,7 +39,7 @@ def save_pictures(method: Method, data: DataConfig, folder: Path, count: int = 8
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = type(method.encoder)(method.encoder.config).eval()
-    arrays = feature_arrays(method.encoder, fresh, batch)
+    arrays = feature_arrays(method.encoder, fresh, method.as_seen(batch))
     if arrays:
         _save(folder / "features.npz", **arrays)
 

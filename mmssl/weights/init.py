@@ -39,8 +39,11 @@ def load_into(method: Method, source: str | Path, shared_only: bool = False) -> 
     encoder = load(source) if other is None else other.encoder
     if shared_only and not _alike(encoder, method.encoder):
         _check_unseen(encoder, method.encoder, str(source))
-        return load_shared(method, encoder if other is None else other, str(source))
+        said = load_shared(method, encoder if other is None else other, str(source))
+        method.after_init()
+        return said
     load_encoder_into(method.encoder, encoder, str(source))
+    method.after_init()
     return f"took the encoder's weights from {source}; the rest of {method.config.name!r} starts anew"
 
 
