@@ -13,8 +13,8 @@ from mmssl.control.base import Spaces
 from mmssl.control.crops import bilinear_shift, draw_shifts, random_crop, shift
 from mmssl.control.curl import CURL, CURLConfig
 from mmssl.control.drqv2 import DrQv2, DrQv2Config
-from mmssl.control.networks import Ensemble
-from mmssl.control.pixel_networks import Look, code, join_pictures, orthogonal_members, picture_layout
+from mmssl.control.networks import Ensemble, orthogonal_members
+from mmssl.control.pixel_networks import Look, code, join_pictures, picture_layout
 from mmssl.errors import MmsslError
 
 sys.path.insert(0, str(Path(__file__).parent))
