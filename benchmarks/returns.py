@@ -2,14 +2,14 @@
 
     python benchmarks/returns.py --runs runs/returns                    # every job that is not done; in the background
     python benchmarks/returns.py --runs runs/returns --only td3-halfcheetah --sides ours --seeds 0
-    python benchmarks/returns.py --runs runs/returns --table
+    python benchmarks/returns.py --table
 
-A job is one experiment, side and seed, and uses one thread; several processes of this script share the jobs. A job of
-ours that was stopped goes on from its checkpoint, one of Stable-Baselines3 begins again. Both sides are judged by the
-same code: ten episodes without noise in worlds of their own. TD3's settings are those of its paper (10,000 random steps
-on HalfCheetah, 1,000 elsewhere), with which the published curves were made; PPO's are CleanRL's but for 8 environments
-times 256 steps in place of 1 times 2,048, time limits bootstrapped and no clipped value loss, which our and
-Stable-Baselines3's mean different things by.
+A job is one experiment, side and seed, and uses one thread; several processes of this script share the jobs. What is
+done is a line of `returns_results.jsonl`, beside this file, and is not run again. A job of ours that was stopped goes
+on from its checkpoint, one of Stable-Baselines3 begins again. Both sides are judged by the same code: ten episodes
+without noise in worlds of their own. TD3's settings are those of its paper (10,000 random steps on HalfCheetah, 1,000
+elsewhere), with which the published curves were made; PPO's are CleanRL's but for 8 environments times 256 steps in
+place of 1 times 2,048, time limits bootstrapped and no clipped value loss, of which Stable-Baselines3 has another form.
 """
 
 import argparse
@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from returns_table import table
+from returns_table import read_results, table
 
 from mmssl.errors import MmsslError
 from mmssl.training.lock import folder_lock
 
+RESULTS = Path(__file__).with_name("returns_results.jsonl")
 TD3 = {"hidden": (400, 300), "lr": 1e-3, "batch_size": 100}
 
 
@@ -80,31 +82,42 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--sides", nargs="+", choices=("ours", "sb3"), default=["ours", "sb3"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="write the results as a table")
     args = parser.parse_args()
     if args.table:
-        print(table(args.runs, EXPERIMENTS))
+        print(table(args.results, EXPERIMENTS))
         return
     torch.set_num_threads(1)
     for name in args.only:
         for seed in args.seeds:
             for side in args.sides:
-                _job(args.runs, name, side, seed)
+                _job(args, name, side, seed)
 
 
-def _job(runs: Path, name: str, side: str, seed: int) -> None:
+def _job(args: argparse.Namespace, name: str, side: str, seed: int) -> None:
     """Run one job, unless it is done or another process is at it."""
-    folder = runs / name / f"{side}-{seed}"
-    done = folder / "done.json"
-    if done.is_file():
-        return
+    folder = args.runs / name / f"{side}-{seed}"
     try:
         with folder_lock(folder):
+            if (name, side, seed) in read_results(args.results):
+                return
             print(f"{name}, {side}, seed {seed}", flush=True)
             seconds = _run(side, EXPERIMENTS[name], seed, folder)
-            done.write_text(json.dumps({"seconds": round(seconds)}))
+            with open(args.results, "a") as file:
+                file.write(json.dumps(summary(name, side, seed, seconds, folder)) + "\n")
     except MmsslError as error:
         print(f"{name}, {side}, seed {seed}: {error}", flush=True)
+
+
+def summary(name: str, side: str, seed: int, seconds: float, folder: Path) -> dict[str, Any]:
+    """A line of the results: mean returns at each evaluation, and of the training episodes before the last one."""
+    evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    curve = [[e["step"], round(float(np.mean(e["returns"])), 1)] for e in evaluations]
+    training = evaluations[-1]["training"]
+    last = round(float(np.mean(training)), 1) if training else None
+    job = {"experiment": name, "side": side, "seed": seed}
+    return {**job, "hours": round(seconds / 3600, 2), "training": last, "curve": curve}
 
 
 def _run(side: str, experiment: Experiment, seed: int, folder: Path) -> float:

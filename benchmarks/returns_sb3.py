@@ -41,7 +41,7 @@ def ppo(experiment: Any, seed: int) -> PPO:
     worlds = VecNormalize(make_vec_env(experiment.task.removeprefix("gym/"), 8, seed=seed), gamma=0.99)
     return PPO(
         "MlpPolicy", worlds, lambda left: 3e-4 * left, n_steps=256, batch_size=64, n_epochs=10, clip_range=0.2,
-        ent_coef=0.0, vf_coef=0.5, max_grad_norm=0.5, seed=seed, device="cpu",
+        ent_coef=0.0, vf_coef=0.25, max_grad_norm=0.5, seed=seed, device="cpu",
     )  # fmt: skip
 
 

@@ -8,45 +8,52 @@ from typing import Any
 import numpy as np
 
 SIDES = {"ours": "ours", "sb3": "Stable-Baselines3"}
-HEAD = """| experiment | side | seeds, last evaluation | mean [95 % interval] | episodes of training | hours |
-|---|---|---|---|---|---|"""
+FEWEST = 3  # seeds of which an interval is given
+HEAD = """| experiment | side | seeds, last evaluation | mean [95 % interval] | episodes of training |
+|---|---|---|---|---|"""
 
 
-def table(runs: Path, experiments: Mapping[str, Any]) -> str:
+def table(results: Path, experiments: Mapping[str, Any]) -> str:
     """Markdown: a row for each side of each experiment, and a line that says whether ours is worse."""
     rows, verdicts = [HEAD], []
     for name, experiment in experiments.items():
-        found = {side: _read(runs / name, side, experiment.steps) for side in SIDES}
+        found = {side: _scores(results, name, side, experiment.steps) for side in SIDES}
         rows += [_row(name, side, seeds) for side, seeds in found.items() if seeds]
         if any(found.values()):
             mean, low, high, source = experiment.published
-            rows.append(f"| {name} | published | | {mean:,} [{low:,} to {high:,}] ({source}) | | |")
+            rows.append(f"| {name} | published | | {mean:,} [{low:,} to {high:,}] ({source}) | |")
         if all(found.values()):
             verdicts.append(_verdict(name, found, experiment))
     return "\n".join([*rows, "", *verdicts])
 
 
-def _read(folder: Path, side: str, steps: int) -> dict[int, dict[str, float]]:
-    """Seed -> mean return of the last evaluation, and of the training episodes since the one before; done jobs only."""
+def read_results(file: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """(experiment, side, seed) -> its line."""
+    lines = map(json.loads, file.read_text().splitlines() if file.is_file() else [])
+    return {(line["experiment"], line["side"], line["seed"]): line for line in lines}
+
+
+def _scores(file: Path, name: str, side: str, steps: int) -> dict[int, dict[str, float]]:
+    """Seed -> mean return of the last evaluation, and of the training episodes since the one before."""
     found = {}
-    for job in sorted(folder.glob(f"{side}-*")):
-        if (job / "done.json").is_file():
-            last = [json.loads(line) for line in (job / "evaluations.jsonl").read_text().splitlines()][-1]
-            assert last["step"] >= steps, f"{job} ended at step {last['step']}"
-            hours = json.loads((job / "done.json").read_text())["seconds"] / 3600
-            training = float(np.mean(last["training"])) if last.get("training") else float("nan")
-            score = {"evaluation": float(np.mean(last["returns"])), "training": training, "hours": hours}
-            found[int(job.name.split("-")[1])] = score
+    for (experiment, whose, seed), line in sorted(read_results(file).items()):
+        if (experiment, whose) == (name, side):
+            last, score = line["curve"][-1]
+            assert last >= steps, f"{name} of {side}, seed {seed}, ended at step {last}"
+            training = float("nan") if line["training"] is None else line["training"]
+            found[seed] = {"evaluation": score, "training": training}
     return found
 
 
 def _row(name: str, side: str, seeds: Mapping[int, Mapping[str, float]]) -> str:
     scores = _column(seeds, "evaluation")
-    low, high = np.percentile(_means(scores), [2.5, 97.5])
     each = ", ".join(f"{score:,.0f}" for score in scores)
-    training, hours = _column(seeds, "training").mean(), _column(seeds, "hours").mean()
-    mean = f"{scores.mean():,.0f} [{low:,.0f}, {high:,.0f}]"
-    return f"| {name} | {SIDES[side]} | {each} | {mean} | {training:,.0f} | {hours:.2f} |"
+    training = _column(seeds, "training").mean()
+    mean = f"{scores.mean():,.0f}"
+    if len(scores) >= FEWEST:
+        low, high = np.percentile(_means(scores), [2.5, 97.5])
+        mean += f" [{low:,.0f}, {high:,.0f}]"
+    return f"| {name} | {SIDES[side]} | {each} | {mean} | {training:,.0f} |"
 
 
 def _column(seeds: Mapping[int, Mapping[str, float]], key: str) -> np.ndarray:
@@ -62,6 +69,8 @@ def _means(scores: np.ndarray, resamples: int = 10_000) -> np.ndarray:
 def _verdict(name: str, found: Mapping[str, Mapping[int, Mapping[str, float]]], experiment: Any) -> str:
     """Whether ours lies below the other side by more than the intervals of the means allow, and below the published."""
     ours, theirs = (_column(found[side], "evaluation") for side in SIDES)
+    if min(len(ours), len(theirs)) < FEWEST:
+        return f"- {name}: {len(ours)} and {len(theirs)} seeds, too few to compare."
     low, high = np.percentile(_means(ours) - _means(theirs), [2.5, 97.5])
     against = "worse" if high < 0 else "better" if low > 0 else "no different"
     _, lowest, highest, _ = experiment.published
