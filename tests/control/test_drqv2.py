@@ -114,7 +114,7 @@ class Slow:
         for p, t in zip(self.critic.parameters(), self.target.parameters(), strict=True):
             t.data.copy_(self.c.tau * p.data + (1 - self.c.tau) * t.data)
 
-    def compare(self, ours: DrQv2) -> None:
+    def assert_same(self, ours: DrQv2) -> None:
         pairs = [*zip(ours.critic.look.parameters(), self.encoder.parameters(), strict=True)]
         pairs += zip(ours.actor.net.code.parameters(), self.actor["trunk"].parameters(), strict=True)
         pairs += zip(ours.actor.net.body.parameters(), self.actor["policy"].parameters(), strict=True)
@@ -131,14 +131,14 @@ class Slow:
 def test_updates_are_the_slow_ones(double, vectors):
     ours = make(vectors)
     slow = Slow(ours)
-    slow.compare(ours)
+    slow.assert_same(ours)
     for k in range(5):
         batch = batch_of(vectors=vectors, seed=k)
         batch = Batch(*(x.double() for x in batch[:5]), *batch[5:])
         ours.seen = 100_000 * k
         slow.learn(batch, sigma=1.0 - 0.9 * k / 5)
         ours.learn(batch)
-        slow.compare(ours)
+        slow.assert_same(ours)
 
 
 def test_shifts_by_interpolation_learn_the_same():

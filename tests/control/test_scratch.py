@@ -8,7 +8,7 @@ from mmssl.control.networks import Average, Ensemble, adam, mlp
 from mmssl.control.scratch import Memory, ScratchNet
 
 
-def same(net, expected, x, weights=None):
+def assert_same(net, expected, x, weights=None):
     """Outputs, gradients by the weights and by the input are those of `expected(x)`, (K, B, O)."""
     x = x.clone().requires_grad_()
     outputs, mine = expected(x), net(x.detach(), keep=True)
@@ -28,9 +28,9 @@ def test_an_ensemble(members, sizes):
     ensemble = Ensemble(sizes, members)
     net = ScratchNet(ensemble, Memory(), learns=True)
     for rows in (7, 3, 7):
-        same(net, lambda x: ensemble(x)[..., None], torch.randn(rows, 5), list(ensemble.parameters()))
+        assert_same(net, lambda x: ensemble(x)[..., None], torch.randn(rows, 5), list(ensemble.parameters()))
     last = ScratchNet(ensemble, Memory(), slice(members - 1, members))
-    same(last, lambda x: ensemble.member(members - 1, x)[None, :, None], torch.randn(4, 5))
+    assert_same(last, lambda x: ensemble.member(members - 1, x)[None, :, None], torch.randn(4, 5))
 
 
 @pytest.mark.parametrize("sizes", [(5, 16, 12, 3), (5, 8, 1), (5, 2)])
@@ -39,7 +39,7 @@ def test_a_perceptron(sizes):
     plain = mlp(sizes)
     net = ScratchNet(plain, Memory(), learns=True)
     for rows in (6, 2):
-        same(net, lambda x: plain(x)[None], torch.randn(rows, 5), list(plain.parameters()))
+        assert_same(net, lambda x: plain(x)[None], torch.randn(rows, 5), list(plain.parameters()))
 
 
 def test_networks_share_memory_without_disturbing_each_other():

@@ -49,7 +49,7 @@ def texts() -> dict[str, Tensor]:
     return {"text": ids, "text_mask": mask}
 
 
-def close(ours: Tensor, theirs: Tensor) -> None:
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
     assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-5
 
 
@@ -60,17 +60,17 @@ def same_as(method, model, images, texts) -> None:
     theirs = model(input_ids=texts["text"], attention_mask=texts["text_mask"], pixel_values=pixels, return_loss=True)
     batch = {"image": images, **texts}
     image, text = method.encoder(batch), method.text_encoder(batch)
-    close(image.cls, model.vision_model(pixels).pooler_output)
+    assert_close(image.cls, model.vision_model(pixels).pooler_output)
     real = texts["text_mask"]
     states = model.text_model(texts["text"], attention_mask=real)
-    close(text.tokens[real], states.last_hidden_state[real])
-    close(text.pooled("last"), states.pooler_output)
+    assert_close(text.tokens[real], states.last_hidden_state[real])
+    assert_close(text.pooled("last"), states.pooler_output)
     found = method.embed(batch)
-    close(found["image"], theirs.image_embeds)
-    close(found["text"], theirs.text_embeds)
-    close(method.logit_scale.exp() * found["image"] @ found["text"].T, theirs.logits_per_image)
+    assert_close(found["image"], theirs.image_embeds)
+    assert_close(found["text"], theirs.text_embeds)
+    assert_close(method.logit_scale.exp() * found["image"] @ found["text"].T, theirs.logits_per_image)
     total, count = method(batch)["loss"]
-    close(total / count, theirs.loss)
+    assert_close(total / count, theirs.loss)
 
 
 @pytest.mark.parametrize(("act", "gelu"), [("quick_gelu", "quick"), ("gelu", "exact")])
@@ -82,7 +82,7 @@ def test_a_folder_of_transformers(tmp_path, make_clip, images, texts, act, gelu,
     same_as(method, model, images, texts)
     assert (method.config.gelu, method.config.norm_eps, method.config.end_id) == (gelu, 1e-4, END)
     without = method.embed({"text": texts["text"]})["text"]  # the mark of the end says where a text ends
-    close(without, method.embed(texts)["text"])
+    assert_close(without, method.embed(texts)["text"])
 
 
 def test_one_tower_of_a_folder(tmp_path, make_clip, images, texts):
@@ -91,8 +91,8 @@ def test_one_tower_of_a_folder(tmp_path, make_clip, images, texts):
     image, text = mmssl.load(tmp_path), mmssl.load(tmp_path, modality="text")
     with torch.no_grad():
         pixels = image.tokenizers["image"].prepare(images)
-        close(image({"image": images}).cls, model.vision_model(pixels).pooler_output)
-        close(text(texts).pooled("last"), model.text_model(texts["text"]).pooler_output)
+        assert_close(image({"image": images}).cls, model.vision_model(pixels).pooler_output)
+        assert_close(text(texts).pooled("last"), model.text_model(texts["text"]).pooler_output)
     assert (image.config.heads, text.config.heads, text.config.causal) == (4, 2, True)
     assert text.tokenizers["text"].config.vocab_size == VOCABULARY
     method = mmssl.load_method(tmp_path)
@@ -112,8 +112,8 @@ def test_a_folder_of_the_image_tower_alone(tmp_path, make_clip, images, prefix):
     with torch.no_grad():
         pixels = encoder.tokenizers["image"].prepare(images)
         theirs = model(pixels)
-        close(encoder({"image": images}).cls, theirs.pooler_output)
-        close(encoder({"image": images}).tokens, model.post_layernorm(theirs.last_hidden_state)[:, 1:])
+        assert_close(encoder({"image": images}).cls, theirs.pooler_output)
+        assert_close(encoder({"image": images}).tokens, model.post_layernorm(theirs.last_hidden_state)[:, 1:])
     with pytest.raises(MmsslError, match="one tower of CLIP, and not that of text"):
         mmssl.load_method(tmp_path)
     with pytest.raises(MmsslError, match="says itself that modality is 'image'"):
@@ -127,7 +127,7 @@ def test_a_folder_of_the_text_tower_alone(tmp_path, make_clip, texts, kind):
     encoder = mmssl.load(tmp_path)
     with torch.no_grad():
         theirs = (model.text_model if "With" in kind else model)(texts["text"]).pooler_output
-        close(encoder(texts).pooled("last"), theirs)
+        assert_close(encoder(texts).pooled("last"), theirs)
 
 
 def test_mean_and_std_vocabulary_and_doubled_settings_are_the_folders(tmp_path, make_clip):
@@ -232,7 +232,7 @@ def test_a_folder_for_larger_images(tmp_path, make_clip, images):
     with torch.no_grad():
         pixels = encoder.tokenizers["image"].prepare(larger)
         theirs = model.vision_model(pixels, interpolate_pos_encoding=True).pooler_output
-        close(encoder({"image": larger}).cls, theirs)
+        assert_close(encoder({"image": larger}).cls, theirs)
 
 
 @pytest.mark.parametrize(
@@ -304,4 +304,4 @@ def test_texts_of_a_folder_with_its_tokenizer(tmp_path, make_clip):
     ids = tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
     with torch.no_grad():
         theirs = torch.nn.functional.normalize(model.get_text_features(**ids).pooler_output, dim=-1)
-    close(embed_texts(method, texts), theirs)
+    assert_close(embed_texts(method, texts), theirs)
