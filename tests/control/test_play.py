@@ -19,22 +19,12 @@ from mmssl.control.td3 import TD3Config
 from mmssl.control.video import FASTEST, Onlooker, film_seed, four, play_episodes
 from mmssl.control.worlds import make_world
 from mmssl.encoder import Encoder, EncoderConfig
-from mmssl.envs.rendering import opengl_context
 from mmssl.envs.suites import find_task
 from mmssl.envs.vector import episode_seed, make_vec, wrap_vec
 from mmssl.errors import MmsslError
 from mmssl.tokenizers.image import ImageTokenizerConfig
 
-
-def can_render():
-    try:
-        opengl_context()
-    except MmsslError:
-        return False
-    return True
-
-
-needs_pictures = pytest.mark.skipif(not can_render(), reason="nothing renders here")
+needs_pictures = pytest.mark.needs_pictures
 
 
 def save_one(folder: Path, task: str, encoder: Encoder | None = None) -> Path:

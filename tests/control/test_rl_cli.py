@@ -20,9 +20,7 @@ from mmssl.control.loop import train
 from mmssl.control.rl_config import RLConfig
 from mmssl.control.saving import load_policy
 from mmssl.encoder import Encoder, EncoderConfig
-from mmssl.envs.rendering import opengl_context
 from mmssl.envs.vector import wrap_vec
-from mmssl.errors import MmsslError
 from mmssl.tokenizers.audio import AudioTokenizerConfig
 from mmssl.tokenizers.image import ImageTokenizerConfig
 from mmssl.training.checkpoint import RunFolder
@@ -35,15 +33,7 @@ HUGE = ["--algorithm.capacity", "10000000000000"]
 TD3 = ["rl", "td3", *PENDULUM, *SMALL, *SHORT, "--algorithm.random-steps", "30"]
 
 
-def can_render():
-    try:
-        opengl_context()
-    except MmsslError:
-        return False
-    return True
-
-
-needs_pictures = pytest.mark.skipif(not can_render(), reason="nothing renders here")
+needs_pictures = pytest.mark.needs_pictures
 
 
 def run(capsys, *args):

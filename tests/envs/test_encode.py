@@ -11,7 +11,6 @@ from torch import nn
 from mmssl.control.base import Spaces
 from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.envs.encode import EncodeObservation, EncodeSingle, encode_single, encode_vec
-from mmssl.envs.rendering import opengl_context
 from mmssl.envs.vector import wrap_vec
 from mmssl.errors import MmsslError
 from mmssl.features import Features
@@ -19,16 +18,7 @@ from mmssl.tokenizers.audio import AudioTokenizerConfig
 from mmssl.tokenizers.image import ImageTokenizerConfig
 from mmssl.tokenizers.video import VideoTokenizerConfig
 
-
-def can_render():
-    try:
-        opengl_context()
-    except MmsslError:
-        return False
-    return True
-
-
-needs_pictures = pytest.mark.skipif(not can_render(), reason="nothing renders here")
+needs_pictures = pytest.mark.needs_pictures
 IMAGE = ImageTokenizerConfig(image_size=16, patch_size=8)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from mmssl.envs.rendering import opengl_context
 from mmssl.envs.single import make_single
 from mmssl.envs.vector import episode_seed, make_vec
 from mmssl.envs.vector_workers import Shared
@@ -20,15 +19,7 @@ from mmssl.errors import MmsslError
 pytest.importorskip("mujoco")
 
 
-def can_render():
-    try:
-        opengl_context()
-    except MmsslError:
-        return False
-    return True
-
-
-needs_pictures = pytest.mark.skipif(not can_render(), reason="nothing renders here")
+needs_pictures = pytest.mark.needs_pictures
 
 
 @needs_pictures
@@ -128,10 +119,8 @@ def test_unknown_camera():
 @pytest.mark.parametrize(
     "task", ["gym/Hopper-v5", "gym/Reacher-v5", "dmc/cheetah-run", "metaworld/drawer-open", "robotics/FetchReach-v4"]
 )
-@pytest.mark.parametrize("observe", ["state", "both"])
+@pytest.mark.parametrize("observe", ["state", pytest.param("both", marks=needs_pictures)])
 def test_gymnasiums_checker_passes(task, observe):
-    if observe == "both" and not can_render():
-        pytest.skip("nothing renders here")
     env = make_single(task, observe=observe, size=(16, 16), frame_stack=2, proprio=True)
     check_env(env, skip_render_check=True)
     obs, info = env.reset(seed=1)
