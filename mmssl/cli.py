@@ -27,6 +27,10 @@ VERBS = {
     "probe": ("mmssl.evaluation.probe:probe", "judge frozen features beside a random encoder and raw pixels"),
     "track": ("mmssl.evaluation.tracking:track", "carry masks, parts or joints through videos with frozen features"),
     "retrieve": ("mmssl.evaluation.retrieve:retrieve", "captions by images, images by captions, classes by prompts"),
+    "trajectories": (
+        "mmssl.trajectories:trajectories",
+        "judge a masked trajectory model, on data and in the environment",
+    ),
     "rl": ("mmssl.control.run:rl", "train a policy in a simulated world, several seeds at once"),
     "rl play": ("mmssl.control.play:play", "run a trained policy: returns, successes and a film"),
     "embed": ("mmssl.evaluation.embed:embed", "write the features of a dataset to a safetensors file"),

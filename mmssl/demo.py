@@ -1,115 +1,40 @@
-"""`mmssl demo`: record, pretrain, judge and report, in minutes, on real frames of robots at work.
+"""`mmssl demo`: record, pretrain, judge and report, in minutes, on robots at work.
 
-Each stage is a verb of its own (`mmssl record`, `pretrain`, `probe`, `report`) with settings that fit the budget.
-An interrupted demo goes on where it stopped when the same command is typed again.
+Its first half is about pictures: a small MAE, judged by probes. Its second half (`mmssl.demo_trajectories`) is about
+what robots do: a small MTM that acts. Each stage is a verb of its own (`mmssl record`, `pretrain`, `probe`, `report`)
+with settings that fit the budget. An interrupted demo goes on where it stopped when the same command is typed again.
 """
 
 import dataclasses
-import json
-import re
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmssl import demo_trajectories as trajectories
 from mmssl import paths
-from mmssl.config import load_config, to_dict
+from mmssl.config import load_config
+from mmssl.demo_fitting import fitted, planned
+from mmssl.demo_plan import ARMS, Clock, Plan, parse_budget, words_for
 from mmssl.errors import MmsslError
 
 if TYPE_CHECKING:
-    from mmssl.data.dataset import Dataset
     from mmssl.training.pretrain import PretrainConfig
 
 RECIPE = "mae/pretrain_tiny_demo"
-ARMS = (
-    "metaworld/drawer-open",
-    "metaworld/button-press-topdown",
-    "metaworld/reach",
-    "metaworld/push",
-    "metaworld/pick-place",
-    "metaworld/door-open",
-    "metaworld/drawer-close",
-    "metaworld/window-open",
-    "metaworld/peg-insert-side",
-    "metaworld/faucet-open",
-)
-WALKERS = ("dmc/cheetah-run", "gym/Ant-v5")
-"""Tasks whose states have another length than Meta-World's: they are in the pretraining and in the task probe."""
+STAGES = ("record", "pretrain", "judge", *trajectories.STAGES, "report")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What fits into a budget of so many seconds.
+def demo(budget: str = "8m", run: Path | None = None, workers: int = 2, seed: int = 0, overwrite: bool = False) -> Path:
+    """Pretrain a small MAE on frames of robots and a small MTM on what experts do, judge both, and write a report.
 
-    The share of pretraining and the number of episodes depend on the budget alone, so that the same command means the
-    same data; only the number of steps is measured.
-    """
-
-    budget: float
-
-    @property
-    def is_tiny(self) -> bool:
-        return self.budget < 120
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return (*ARMS[:2], WALKERS[0]) if self.is_tiny else ARMS + WALKERS
-
-    @property
-    def episodes(self) -> int:
-        return 8 if self.is_tiny else max(8, min(40, round(self.budget / 15)))
-
-    @property
-    def pretraining(self) -> float:
-        """Seconds of pretraining, at most."""
-        return 0.25 * self.budget if self.is_tiny else 0.5 * self.budget
-
-    @property
-    def judging(self) -> float:
-        """Seconds that are kept for the stages after pretraining."""
-        return 0.25 * self.budget if self.is_tiny else 0.22 * self.budget
-
-    @property
-    def samples(self) -> int:
-        """Samples of the training and of the held-out part that probes use, at most."""
-        return 96 if self.is_tiny else 2500
-
-
-class Clock:
-    """Announces stages, and keeps the seconds that each took in the run's timing.json."""
-
-    def __init__(self, budget: float, stages: tuple[str, ...]):
-        self.budget, self.stages, self.began = budget, stages, time.monotonic()
-        self.seconds: dict[str, float] = {}
-
-    def left(self) -> float:
-        return self.budget - (time.monotonic() - self.began)
-
-    def start(self, stage: str, what: str) -> None:
-        place = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
-        print(f"\n[{place}] {stage}: {what} ({words_for(max(0.0, self.left()))} left)", flush=True)
-        self._stage, self._since = stage, time.monotonic()
-
-    def stop(self) -> None:
-        self.seconds[self._stage] = round(time.monotonic() - self._since, 2)
-
-    def save(self, run: Path) -> None:
-        """Add the stages of this process to those that an interrupted one had written, in their order."""
-        path = run / "timing.json"
-        before = json.loads(path.read_text()) if path.is_file() else {}
-        joined = {**before, **self.seconds}
-        path.write_text(json.dumps({k: joined[k] for k in self.stages if k in joined}, indent=1) + "\n")
-
-
-def demo(budget: str = "6m", run: Path | None = None, workers: int = 2, seed: int = 0, overwrite: bool = False) -> Path:
-    """Record real frames, pretrain a small MAE on them, judge it on held-out episodes, and write a report.
+    The MAE is judged on held-out episodes, the MTM acts in the simulator beside a random policy and the expert.
 
     The same command goes on where an interrupted one stopped.
 
     Args:
-        budget: Time that all of it may take: 30s, 6m, 1h.
+        budget: Time that all of it may take: 30s, 8m, 1h.
         run: Run folder; runs/demo by default.
         workers: Processes that record.
         seed: Seed of the recording, the weights, the data order and the masks.
@@ -117,13 +42,15 @@ def demo(budget: str = "6m", run: Path | None = None, workers: int = 2, seed: in
     """
     plan = Plan(parse_budget(budget))
     run = run or paths.runs_dir() / "demo"
-    clock = Clock(plan.budget, ("record", "pretrain", "judge", "report"))
+    clock = Clock(plan.budget, STAGES)
     if overwrite:
         _clear(run)
-    config = _planned(plan, run, seed)  # before any work: another run may be in the folder
+    config = planned(_config(plan, seed), run)  # before any work: another run may be in the folder
+    skills = planned(trajectories.recipe(plan, seed), run / trajectories.FOLDER)
     _record_stage(plan, clock, workers, seed)
     _pretrain_stage(plan, run, clock, config, seed)
     _judge_stage(plan, run, clock, seed)
+    trajectories.second_half(plan, run, clock, skills, workers, seed)
     clock.start("report", "one page with everything")
     from mmssl.report.html import write_report
     from mmssl.report.reading import read_run
@@ -136,21 +63,6 @@ def demo(budget: str = "6m", run: Path | None = None, workers: int = 2, seed: in
     print(f"\n{headline(files).title}.", *([summary.text] if summary else []))
     print(f"{words_for(time.monotonic() - clock.began)} in all. Open {page.resolve()}")
     return page
-
-
-def parse_budget(text: str) -> float:
-    """Seconds of "30s", "6m", "1.5h" or "45" (seconds); an `MmsslError` under 20 seconds or for other words."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|sec|min)?\s*", text)
-    if not found:
-        raise MmsslError(f"--budget must be a time such as 30s, 6m or 1h, got {text!r}.")
-    seconds = float(found[1]) * {"m": 60, "min": 60, "h": 3600}.get(found[2] or "s", 1)
-    if seconds < 20:
-        raise MmsslError(f"--budget must be at least 20s, got {text!r}: every stage needs a few seconds.")
-    return seconds
-
-
-def words_for(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
 def recordings_dir(plan: Plan, seed: int) -> Path:
@@ -189,15 +101,6 @@ def _folders(plan: Plan, seed: int, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(recordings_dir(plan, seed) / "mmssl" / f"{task}-v0") for task in tasks if task in plan.tasks)
 
 
-def _planned(plan: Plan, run: Path, seed: int) -> "PretrainConfig":
-    """The configuration of pretraining: that of the interrupted demo, or the recipe whose steps are not yet known."""
-    from mmssl.training.pretrain import PretrainConfig
-
-    config = _config(plan, seed)
-    before = run / "config.yaml"
-    return _continued(config, load_config(PretrainConfig, before), run) if before.is_file() else config
-
-
 def _pretrain_stage(plan: Plan, run: Path, clock: Clock, config: "PretrainConfig", seed: int) -> None:
     from mmssl.training.pretrain import pretrain
 
@@ -205,7 +108,7 @@ def _pretrain_stage(plan: Plan, run: Path, clock: Clock, config: "PretrainConfig
         clock.start("pretrain", f"{config.loop.steps:,} steps, going on where it stopped")
     else:
         clock.start("pretrain", "measuring the speed")
-        seconds = min(plan.pretraining, clock.left() - plan.judging)
+        seconds = min(plan.pretraining, clock.left() - plan.judging - plan.imitating - plan.acting)
         config = fitted(config, max(seconds, 0.1 * plan.budget))
         print(f"{config.loop.steps:,} steps of {config.loop.batch_size} frames", flush=True)
     pretrain(config, run)
@@ -225,47 +128,6 @@ def _config(plan: Plan, seed: int) -> "PretrainConfig":
     if plan.is_tiny:  # fewer frames than a full batch
         loop = dataclasses.replace(loop, batch_size=64)
     return dataclasses.replace(config, data=data, loop=loop)
-
-
-def _with_steps(config: "PretrainConfig", steps: int) -> "PretrainConfig":
-    """The recipe cut to so many steps, with a warm-up of at most a tenth of them."""
-    loop = dataclasses.replace(config.loop, steps=steps, epochs=None, log_every=max(1, min(20, steps // 50)))
-    warmup = min(config.optim.warmup_steps or steps, max(1, steps // 10))
-    optim = dataclasses.replace(config.optim, warmup_steps=warmup, warmup_epochs=None)
-    return dataclasses.replace(config, loop=loop, optim=optim)
-
-
-def _continued(wanted: "PretrainConfig", before: "PretrainConfig", run: Path) -> "PretrainConfig":
-    """The configuration of the demo that was interrupted, if it is the one that is asked for."""
-    wanted = _with_steps(wanted, before.loop.steps or 1)
-    if to_dict(wanted) != to_dict(before):
-        raise MmsslError(
-            f"{run} holds a run with other settings (another budget, seed or version): "
-            "give --overwrite to start again, or another folder with --run."
-        )
-    return before
-
-
-def fitted(config: "PretrainConfig", seconds: float) -> "PretrainConfig":
-    """The recipe with as many steps as fit into so many seconds, from a short training that is thrown away."""
-    from mmssl.methods.base import create_method
-
-    size = create_method(config.method).encoder.tokenizers["image"].config.image_size
-    dataset = dataclasses.replace(config.data, image_size=size, target="none").open()
-    steps = int(0.95 * seconds * _images_per_second(config, dataset) / config.loop.batch_size)
-    return _with_steps(config, max(10, steps // 10 * 10))
-
-
-def _images_per_second(config: "PretrainConfig", dataset: "Dataset") -> float:
-    from mmssl.methods.base import create_method
-    from mmssl.training.loop import fit
-
-    trial = _with_steps(config, 10)
-    # The last record is of the second half, without the slow first steps.
-    loop = dataclasses.replace(trial.loop, log_every=5, max_minutes=None)
-    result = fit(create_method(config.method), dataset, loop, trial.optim, config.data.augmentation, quiet=True)
-    result.leave()  # where Ctrl-C came meanwhile
-    return result.metrics["images_per_second"]
 
 
 def _judge_stage(plan: Plan, run: Path, clock: Clock, seed: int) -> None:

@@ -102,6 +102,7 @@ class Encoder(nn.Module):
         masks: dict[str, Tensor] | None = None,
         visible: dict[str, int] | None = None,
         budget: int | None = None,
+        ragged: bool = False,
     ) -> Features:
         """Encode a batch.
 
@@ -112,11 +113,12 @@ class Encoder(nn.Module):
             visible: modality -> number of visible tokens, the largest of a row (a sampler's `visible(grids)`). Without
                 it that is read from the masks, which waits for the device; rows with fewer are padded.
             budget: number of visible tokens over all modalities, where the masks leave so many in every row.
+            ragged: rows may have fewer visible tokens than `visible` says, which are then padding.
         """
         for name in masks or {}:
             if name not in self.modalities and name not in self.tokenizers:
                 raise unknown_name("modality of a mask", name, self.modalities)
-        x, index, valid = self._tokens(batch, masks or {}, visible, budget)
+        x, index, valid = self._tokens(batch, masks or {}, visible, budget, ragged)
         key_mask = valid
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (B, 1 + n, D)
@@ -133,10 +135,16 @@ class Encoder(nn.Module):
         return Features(x[:, 1:], index, valid, x[:, 0], grids)
 
     def _tokens(
-        self, batch: dict[str, Tensor], masks: dict[str, Tensor], visible: dict[str, int] | None, budget: int | None
+        self,
+        batch: dict[str, Tensor],
+        masks: dict[str, Tensor],
+        visible: dict[str, int] | None,
+        budget: int | None,
+        ragged: bool,
     ) -> _Part:
         """Visible tokens of all modalities in the batch, one after the other."""
-        parts = [self._part(batch, name, masks.get(name), visible, budget) for name in self.present(batch)]
+        exact = budget is None and not ragged
+        parts = [self._part(batch, name, masks.get(name), visible, exact) for name in self.present(batch)]
         if len(parts) == 1:
             part = parts[0]
         else:
@@ -161,7 +169,7 @@ class Encoder(nn.Module):
         name: str,
         mask: Tensor | None,
         visible: dict[str, int] | None,
-        budget: int | None,
+        exact: bool,
     ) -> _Part:
         tokenizer, x = self.tokenizer(name), self.require(batch, name)
         real, count = self._real(batch, name), None if visible is None else visible.get(name)
@@ -169,8 +177,8 @@ class Encoder(nn.Module):
             tokens, shape = tokenizer(x), (len(x), math.prod(tokenizer.grid_of(x)))
             index, valid = torch.arange(shape[1], device=x.device).expand(shape), real
         else:
-            self._check_mask(mask, x, name)
-            index, valid = _places(mask, real, count, exact=budget is None)
+            self.check_mask(mask, x, name)
+            index, valid = _places(mask, real, count, exact)
             tokens = tokenizer(x, index)
         return _Part(self._typed(tokens, name), index + self._offset(name), valid)
 
@@ -218,7 +226,8 @@ class Encoder(nn.Module):
         """Modality -> lattice shape of what a batch has, in token order."""
         return {name: self.tokenizer(name).grid_of(batch[name]) for name in self.present(batch)}
 
-    def _check_mask(self, mask: Tensor, x: Tensor, name: str) -> None:
+    def check_mask(self, mask: Tensor, x: Tensor, name: str) -> None:
+        """Raise an `MmsslError` where a mask is not bool (B, N) of one modality's input x, or not on its device."""
         wanted = (x.shape[0], math.prod(self.tokenizer(name).grid_of(x)))
         if mask.dtype != torch.bool or tuple(mask.shape) != wanted:
             raise MmsslError(

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmssl.errors import MmsslError
+from mmssl.nn.resnets import resnet_dim
 from mmssl.nn.transformer import BlockConfig
 from mmssl.tokenizers.base import Positions, TokenizerConfig
 from mmssl.tokenizers.conv_map import ConvMapTokenizerConfig
 from mmssl.tokenizers.image import ImageTokenizerConfig
+from mmssl.tokenizers.resnet import ResNetTokenizerConfig
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (192, 12, 3),
@@ -18,6 +20,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 """Width, depth and heads of the named sizes: ViT-Ti, S, B, L and H."""
 
+
+_CONVOLUTIONS = (ConvMapTokenizerConfig, ResNetTokenizerConfig)  # whole networks, which need no trunk
+_PLAIN = {"depth": 0, "heads": 1, "cls_token": False, "final_norm": False, "positions": "none"}
 
 PICTURES = ("image", "video", "depth", "segmentation")
 """What a camera gives; each camera may have its own, `image/<camera>`."""
@@ -45,6 +50,8 @@ class EncoderConfig:
     drop_path: float = 0.0
     """Drop path of the last block; it grows linearly from 0 at the first."""
     drop: float = 0.0
+    attn_drop: float = 0.0
+    """Dropout of the attention weights."""
     cls_token: bool = True
     final_norm: bool = True
     """LayerNorm after the last block."""
@@ -59,14 +66,14 @@ class EncoderConfig:
     `image` alone is one view of no name, which takes the mean of the views' type vectors."""
     positions: Positions = "sincos"
     """Fixed tables with the column first (MAE) or the row first (`sincos_row`), VideoMAE's `sinusoid`, learned ones
-    (`learned`, ST-MAE's `separable`), or none."""
+    (`learned`, ST-MAE's `separable`), half of the fixed ones (`sincos_half`, MTM), or none."""
 
     def __post_init__(self) -> None:
         if not self.tokenizers:
             raise MmsslError("an encoder needs at least one tokenizer.")
         if any("." in name for name in self.tokenizers):
             raise MmsslError(f"modality names cannot hold a dot, got {list(self.tokenizers)}; rename the camera.")
-        convolutions = all(isinstance(config, ConvMapTokenizerConfig) for config in self.tokenizers.values())
+        convolutions = all(isinstance(config, _CONVOLUTIONS) for config in self.tokenizers.values())
         if self.depth < (0 if convolutions else 1):
             raise MmsslError(f"depth must be at least 1 (0 for convolutions alone), got {self.depth}.")
         if len(set(self.views)) < len(self.views) or any("." in view for view in self.views):
@@ -82,8 +89,17 @@ class EncoderConfig:
         Args:
             settings: of the tokenizer `conv_map`: image_size, channels, layers, mean, std, start.
         """
-        plain = {"heads": 1, "cls_token": False, "final_norm": False, "positions": "none"}
-        return cls({modality: ConvMapTokenizerConfig(**settings)}, dim=filters, depth=0, **plain)
+        return cls({modality: ConvMapTokenizerConfig(**settings)}, dim=filters, **_PLAIN)
+
+    @classmethod
+    def of_resnet(cls, modality: str = "image", **settings: Any) -> "EncoderConfig":
+        """A ResNet and nothing else: tokens are its last map, there is no cls.
+
+        Args:
+            settings: of the tokenizer `resnet`: network, width, image_size, channels, mean, std.
+        """
+        config = ResNetTokenizerConfig(**settings)
+        return cls({modality: config}, dim=resnet_dim(config.network, config.width), **_PLAIN)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -96,5 +112,6 @@ class EncoderConfig:
     def block(self, i: int) -> BlockConfig:
         """Settings of block `i`."""
         drop_path = self.drop_path * i / max(self.depth - 1, 1)
-        names = ("dim", "heads", "mlp_ratio", "qkv_bias", "norm_eps", "gelu", "norm", "layer_scale", "drop", "causal")
+        names = ("dim", "heads", "mlp_ratio", "qkv_bias", "norm_eps", "gelu", "norm", "layer_scale", "drop")
+        names += ("attn_drop", "causal")
         return BlockConfig(**{name: getattr(self, name) for name in names}, drop_path=drop_path)

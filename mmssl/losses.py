@@ -1,5 +1,6 @@
 """Losses: pure functions of tensors. A loss is a pair (sum, count), so that uneven batches weigh right when joined."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -163,3 +164,35 @@ def mean_over_samples(error: Tensor, counted: Tensor) -> Tensor:
     count = counted.sum(1)  # (B,)
     mean = (error.float().flatten(1) * counted).sum(1) / count.clamp(min=1)
     return mean.sum() / (count > 0).sum().clamp(min=1)
+
+
+def one_against_others(positive: Tensor, negatives: Tensor, eps: float = 1e-8) -> Tensor:
+    """R3M's -log(eps + e^p / (eps + e^p + sum of e^n)) of each row (Nair et al. 2022, arXiv 2203.12601): float32 (B,).
+
+    Computed by logarithms, so that no exponential overflows and none that is small loses its gradient.
+
+    Args:
+        positive: (B,), of any range.
+        negatives: (B, N); -inf for one that is not there.
+    """
+    positive, floor = positive.float()[:, None], math.log(eps)
+    logits = torch.cat([positive, negatives.float(), torch.full_like(positive, floor)], dim=1)
+    share = positive[:, 0] - logits.logsumexp(1)
+    return -torch.logaddexp(share, torch.full_like(share, floor))
+
+
+def time_contrast(
+    to_first: Tensor, to_last: Tensor, apart: Tensor, others_first: Tensor, others_last: Tensor
+) -> Tensor:
+    """R3M's time-contrastive loss: of three frames in their order neighbours are more alike than the outer two: (B,).
+
+    Args:
+        to_first: (B,) similarity of the middle frame and the first.
+        to_last: (B,) of the last frame and the middle.
+        apart: (B,) of the last frame and the first.
+        others_first: (B, K) of the first frame and that of other clips; -inf for one that is not there.
+        others_last: (B, K) of the last frame and that of other clips.
+    """
+    late = one_against_others(to_last, torch.cat([apart[:, None], others_last], dim=1))
+    early = one_against_others(to_first, torch.cat([apart[:, None], others_first], dim=1))
+    return (late + early) / 2

@@ -8,6 +8,7 @@ interrupted one stopped. docs/recording.md describes what is stored.
 """
 
 import errno
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmssl.control.recorded_policy import recorded_policy
 from mmssl.envs.crew import Job, run_jobs
 from mmssl.envs.describe import dataset_id, recipe
 from mmssl.envs.estimate import check_disk, estimate, human_size
 from mmssl.envs.interrupt import Interrupts
-from mmssl.envs.policies import find_policy
+from mmssl.envs.policies import Policy
 from mmssl.envs.progress import Progress
 from mmssl.envs.randomize import RandomizeConfig
 from mmssl.envs.rollout import RolloutConfig
@@ -40,18 +42,27 @@ class Recording:
     """Numbers of the episodes that are not on disk yet."""
     overwrite: bool = False
     """Delete what is there, once all else is known to be in order."""
+    policies: tuple[Policy | None, ...] = ()
+    """Those that the config names."""
+    version: int = 0
+    tag: str = ""
+
+    @property
+    def name(self) -> str:
+        """Minari's."""
+        return dataset_id(self.task, self.version, self.tag)
 
 
 # fmt: off
 def record(
     tasks: Annotated[tuple[str, ...], tyro.conf.Positional], *,
     episodes: int = 10, size: tuple[int, int] = (64, 64), cameras: tuple[str, ...] = (),
-    depth: bool = False, segmentation: bool = False, policy: str = "auto", noise: float = 0.0,
+    depth: bool = False, segmentation: bool = False, policy: tuple[str, ...] = ("auto",), noise: float = 0.0,
     randomize: float = 0.0, randomize_camera: float | None = None, randomize_color: float | None = None,
     randomize_light: float | None = None, steps: int | None = None, every: int = 1,
     after_success: int | None = None, action_repeat: int | None = None, faithful: bool = False,
     workers: int = 1, seed: int = 0, out: Path | None = None, version: int = 0,
-    overwrite: bool = False, quiet: bool = False,
+    tag: str = "", pictures: bool = True, overwrite: bool = False, quiet: bool = False,
 ) -> list[Path]:
     """Record episodes of simulated robots as Minari datasets.
 
@@ -62,7 +73,8 @@ def record(
         cameras: Names of the cameras; the task's default one if left out.
         depth: Record depth too, float16 metres.
         segmentation: Record geom ids too, int16.
-        policy: auto (the scripted expert where there is one, else smooth), expert, random, smooth, or module:function.
+        policy: auto (the scripted expert where there is one, else smooth), expert, random, smooth, module:function, or
+            a run of `mmssl rl`, RUN@STEPS for what it had learned by then; several take turns, an episode each.
         noise: Standard deviation of Gaussian action noise, as a share of half the action range.
         randomize: Strength 0 to 1 of the visual randomisation of camera pose, colours and light, new in each episode.
         randomize_camera: Strength for the camera pose alone, in place of the common one.
@@ -77,6 +89,8 @@ def record(
         seed: Seed of the recording; episodes depend on it and on their number alone.
         out: Folder of the datasets, to be named in MINARI_DATASETS_PATH when Minari shall find them there.
         version: Version of the datasets, the N in <task>-vN.
+        tag: A word in the name of the datasets, <task>-<tag>-vN, such as medium or expert.
+        pictures: Whether to record pictures; without them thousands of steps a second, and no OpenGL is needed.
         overwrite: Delete what was recorded before under the same name.
         quiet: No output.
 
@@ -87,14 +101,18 @@ def record(
            action_repeat=action_repeat)
     if not 0 <= noise <= 10:
         raise MmsslError(f"--noise must be from 0 to 10 (a share of half the action range), got {noise}.")
-    find_policy(policy)
+    named = [recorded_policy(name) for name in ((policy,) if isinstance(policy, str) else policy)]
+    policies, labels = tuple(p for p, _ in named), tuple(label for _, label in named)
     look = RandomizeConfig(randomize, randomize_camera, randomize_color, randomize_light)
-    config = RolloutConfig(tuple(size), tuple(cameras), depth, segmentation, policy, noise, look, every, after_success,
-                           faithful, seed)
+    _check_look(pictures, look.any or depth or segmentation or faithful or bool(cameras), tag)
+    config = RolloutConfig(tuple(size), tuple(cameras), depth, segmentation, labels if labels[1:] else labels[0], noise,
+                           look, every, after_success, faithful, seed, pictures)
     chosen = [_adjusted(task, steps, action_repeat) for task in expand_tasks(tasks)]
-    plans = [_plan(task, config, out or datasets_dir(), episodes, version, overwrite) for task in chosen]
+    root = Path(out or datasets_dir()).expanduser()
+    shared = {"overwrite": overwrite, "policies": policies, "version": version, "tag": tag}
+    plans = [_plan(task, config, root, episodes, shared) for task in chosen]
     say = (lambda *_: None) if quiet else print
-    _run(plans, episodes, workers, version, say, quiet)
+    _run(plans, episodes, workers, say, quiet)
     return [plan.folder.path for plan in plans]
 # fmt: on
 
@@ -105,19 +123,31 @@ def _check(**counts: int | None) -> None:
             raise MmsslError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
 
 
+def _check_look(pictures: bool, asked: bool, tag: str) -> None:
+    if not pictures and asked:
+        raise MmsslError(
+            "--no-pictures leaves nothing for --cameras, --depth, --segmentation, --faithful or --randomize to do; "
+            "leave these out."
+        )
+    if tag and not re.fullmatch(r"[A-Za-uw-z0-9][A-Za-z0-9_.-]*", tag):
+        raise MmsslError(
+            f"--tag must be a word of letters, digits, '-', '_' and '.', not beginning with v, got {tag!r}."
+        )
+
+
 def _adjusted(task: Task, steps: int | None, action_repeat: int | None) -> Task:
     changed = {k: v for k, v in (("horizon", steps), ("action_repeat", action_repeat)) if v is not None}
     return replace(task, **changed)
 
 
-def _plan(task: Task, config: RolloutConfig, root: Path, episodes: int, version: int, overwrite: bool) -> Recording:
+def _plan(task: Task, config: RolloutConfig, root: Path, episodes: int, shared: dict[str, Any]) -> Recording:
     """What is missing of one task's recording; an `MmsslError` where another one stands in its place."""
     if config.after_success is None:
         config = replace(config, after_success=task.after_success)
     elif config.after_success < 0:
         config = replace(config, after_success=None)
-    folder = RecordingFolder(Path(root).expanduser() / dataset_id(task, version))
-    before, now = None if overwrite else folder.recipe(), recipe(task, config)
+    folder = RecordingFolder(root / dataset_id(task, shared["version"], shared["tag"]))
+    before, now = None if shared["overwrite"] else folder.recipe(), recipe(task, config)
     if before is not None and before != now:
         differing = [k for k in now if before.get(k) != now[k]]
         raise MmsslError(
@@ -125,7 +155,7 @@ def _plan(task: Task, config: RolloutConfig, root: Path, episodes: int, version:
             f"with those, choose another --version or --out, or delete it with --overwrite."
         )
     done = folder.finished() if before is not None else set()
-    return Recording(task, config, folder, tuple(i for i in range(episodes) if i not in done), overwrite)
+    return Recording(task, config, folder, tuple(i for i in range(episodes) if i not in done), **shared)
 
 
 def _difference(before: dict, now: dict, keys: list[str]) -> str:
@@ -139,12 +169,12 @@ def _difference(before: dict, now: dict, keys: list[str]) -> str:
     return ", ".join(parts)
 
 
-def _run(plans: list[Recording], episodes: int, workers: int, version: int, say: Any, quiet: bool) -> None:
+def _run(plans: list[Recording], episodes: int, workers: int, say: Any, quiet: bool) -> None:
     todo = [plan for plan in plans if plan.missing]
     kept = sum(episodes - len(plan.missing) for plan in plans)
     if kept:
         say(f"{kept} of {episodes * len(plans)} episodes are there already.")
-    jobs = [Job(p.task, p.config, p.folder, p.missing, version) for p in todo]
+    jobs = [Job(p.task, p.config, p.folder, p.missing, p.version, p.policies, p.tag) for p in todo]
     if jobs:
         size = estimate(jobs)
         root = todo[0].folder.path
@@ -178,12 +208,11 @@ def _run(plans: list[Recording], episodes: int, workers: int, version: int, say:
         progress.close()
         for plan in plans:
             plan.folder.release()
-    _sum_up(plans, version, progress, say)
+    _sum_up(plans, progress, say)
 
 
-def _sum_up(plans: list[Recording], version: int, progress: Progress, say: Any) -> None:
+def _sum_up(plans: list[Recording], progress: Progress, say: Any) -> None:
     for plan in plans:
         data = plan.folder.data / "main_data.hdf5"
-        name = dataset_id(plan.task, version)
-        say(f"{name}: {plan.folder.gathered()} episodes, {human_size(data.stat().st_size)}")
+        say(f"{plan.name}: {plan.folder.gathered()} episodes, {human_size(data.stat().st_size)}")
     say(progress.summary())

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mmssl import demo as module
 from mmssl.config import load_config
-from mmssl.demo import Clock, Plan, demo, parse_budget
+from mmssl.demo import demo
+from mmssl.demo_plan import ARMS, SKILLS, WALKERS, Clock, Plan, parse_budget
 from mmssl.errors import MmsslError
 from mmssl.training.pretrain import PretrainConfig
+
+STAGES = ["record", "pretrain", "judge", "experts", "imitate", "act", "report"]
 
 
 def type_demo(folder: Path, *words: str) -> subprocess.CompletedProcess:
@@ -40,7 +42,14 @@ def test_every_stage_is_done(finished):
     folder, done, _ = finished
     assert done.returncode == 0, done.stderr[-2000:]
     run = folder / "runs" / "demo"
-    assert list(json.loads((run / "timing.json").read_text())) == ["record", "pretrain", "judge"]
+    assert list(json.loads((run / "timing.json").read_text())) == [
+        "record",
+        "pretrain",
+        "judge",
+        "experts",
+        "imitate",
+        "act",
+    ]
     scores = json.loads((run / "scores.json").read_text())
     assert {row["encoder"] for row in scores["rows"]} == {"pretrained", "random", "pixels"}
     assert {row["target"] for row in scores["rows"]} == {"state", "task"}
@@ -50,7 +59,15 @@ def test_every_stage_is_done(finished):
 
 def test_it_says_the_stages_and_the_path(finished):
     folder, done, _ = finished
-    for stage in ("[1/4] record", "[2/4] pretrain", "[3/4] judge", "[4/4] report"):
+    for stage in (
+        "[1/7] record",
+        "[2/7] pretrain",
+        "[3/7] judge",
+        "[4/7] experts",
+        "[5/7] imitate",
+        "[6/7] act",
+        "[7/7] report",
+    ):
         assert stage in done.stdout
     assert done.stdout.rstrip().endswith(str(folder / "runs" / "demo" / "report.html"))
 
@@ -59,9 +76,21 @@ def test_report_shows_every_part(finished):
     text = (finished[0] / "runs" / "demo" / "report.html").read_text()
     for title in ("What it reconstructs", "What the frozen features are worth", "What its patches have in common"):
         assert f"<h2>{title}</h2>" in text
+    for title in ("What it does when it acts", "One model, four masks"):
+        assert f"<h2>{title}</h2>" in text
     for title in ("Training", "Where the time went", "Run it again"):
         assert f"<h2>{title}</h2>" in text
     assert "mmssl demo --budget 30s" in text
+
+
+def test_the_model_acts_beside_the_expert_and_a_random_policy(finished):
+    run = finished[0] / "runs" / "demo" / "trajectories"
+    found = json.loads((run / "act.json").read_text())
+    assert list(found["skills"]) == list(Plan(30).skills)
+    for policies in found["skills"].values():
+        for name in ("model", "expert", "random"):
+            assert len(policies[name]["successes"]) == len(policies[name]["lengths"]) == Plan(30).tries
+    assert set(found["filled"]["errors"]) >= {"policy", "forward", "inverse", "waypoints", "dream"}
 
 
 def test_it_keeps_to_its_budget(finished):
@@ -78,7 +107,7 @@ def test_the_same_command_uses_what_is_there(finished):
     again = type_demo(folder, "--budget", "30s")
     assert again.returncode == 0, again.stderr[-2000:]
     assert load_config(PretrainConfig, run / "config.yaml") == config
-    assert f"{config.loop.steps:,} steps, going on" in again.stdout
+    assert f"{config.loop.steps:,} steps, going on" in again.stdout and "done before" in again.stdout
     assert recordings == {p: p.stat().st_mtime_ns for p in (folder / "cache").rglob("main_data.hdf5")}
 
 
@@ -109,8 +138,8 @@ def test_wrong_budget_is_a_clear_error(text: str):
 @pytest.mark.parametrize("budget", [30, 119, 120, 360, 3600])
 def test_stages_fit_into_the_budget(budget: float):
     plan = Plan(budget)
-    assert plan.pretraining + plan.judging < 0.9 * budget  # the rest is for recording
-    assert plan.episodes >= 5  # so that at least one in five can be held out
+    assert plan.pretraining + plan.judging + plan.imitating + plan.acting < 0.9 * budget  # the rest is for recording
+    assert min(plan.episodes, plan.shown) >= 5  # so that at least one in five can be held out
     assert {task.split("/")[0] for task in plan.tasks} >= {"metaworld", "dmc"}
 
 
@@ -128,4 +157,4 @@ def test_clock_keeps_the_stages_of_an_interrupted_demo(tmp_path: Path, capsys: p
 def test_every_task_of_the_demo_is_in_a_suite():
     from mmssl.envs.suites import expand_tasks
 
-    assert len(expand_tasks(module.ARMS + module.WALKERS)) == len(module.ARMS + module.WALKERS)
+    assert len(expand_tasks(ARMS + WALKERS + SKILLS)) == len({*ARMS, *WALKERS, *SKILLS})

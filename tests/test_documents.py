@@ -7,12 +7,16 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mmssl import cli
+from mmssl.data.trajectory_files import Trajectory
+from mmssl.data.trajectory_writing import write_trajectories
 from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.tokenizers.image import ImageTokenizerConfig
+from mmssl.tokenizers.vector import VectorTokenizerConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,6 +48,7 @@ def test_a_command_names_a_verb_a_recipe_and_options_that_exist(line):
 
 CONTROL = {
     "td3": "--algorithm.hidden 8 --algorithm.random-steps 2 --algorithm.batch-size 2 --algorithm.capacity 50",
+    "td3_mtm": "--algorithm.hidden 8 --algorithm.random-steps 2 --algorithm.batch-size 2",
     "sac": "--algorithm.hidden 8 --algorithm.random-steps 2 --algorithm.batch-size 2 --algorithm.capacity 50",
     "curl": "--algorithm.hidden 8 --algorithm.random-steps 2 --algorithm.batch-size 2 --algorithm.capacity 50",
     "drqv2": "--algorithm.hidden 8 --algorithm.random-steps 2 --algorithm.batch-size 2 --algorithm.capacity 50",
@@ -58,6 +63,10 @@ def test_the_commands_of_control_run_one_after_the_other(tmp_path, monkeypatch, 
     torch.manual_seed(0)
     tokenizer = ImageTokenizerConfig(image_size=16, patch_size=8)
     Encoder(EncoderConfig({"image": tokenizer}, dim=16, depth=1, heads=2)).save_pretrained("runs/demo")
+    states = {"state": VectorTokenizerConfig(width=17), "action": VectorTokenizerConfig(width=6)}
+    Encoder(EncoderConfig(states, dim=16, depth=1, heads=2, cls_token=False)).save_pretrained("runs/mtm")
+    arrays = {name: np.ones((3, width), np.float32) for name, width in {"state": 17, "action": 6, "reward": 1}.items()}
+    write_trajectories(Path("recordings"), [Trajectory(arrays, {}, "gym/HalfCheetah-v5", 0, "one")], "medium")
     short = shlex.split("--steps 6 --eval-every 6 --eval-episodes 1 --action-repeat 50 --film False")
     lines = [shlex.split(line)[1:] for line in commands(ROOT / "docs/control.md")]
     assert {line[1] for line in lines if line[0] == "rl"} == {*CONTROL, "play"}

@@ -13,14 +13,16 @@ ROOT = Path(mmssl.__file__).parent
 # Importable by all, and import nothing of ours but one another.
 BASE = {"errors", "registry", "config", "keys", "paths", "statistics"}
 TOKENS = {"tokenizers", "nn"}
-MODEL = {"encoder", "encoder_config", "features", "losses", "masking", "joint_masking"} | TOKENS
+MODEL = {"encoder", "encoder_config", "features", "losses", "masking", "joint_masking", "trajectory_masking"} | TOKENS
 WINGS = {"data", "envs", "weights", "methods"} | MODEL
+JOBS = {"training", "evaluation", "control", "report", "recording"}
 # part -> the parts that it may import, besides itself and the base
 ARROWS = {
     "nn": set(),
     "tokenizers": {"nn"},
     "masking": TOKENS,
     "joint_masking": TOKENS | {"masking"},
+    "trajectory_masking": TOKENS | {"masking", "joint_masking"},
     "features": set(),
     "encoder_config": TOKENS,
     "losses": TOKENS,
@@ -34,10 +36,16 @@ ARROWS = {
     "evaluation": WINGS | {"training", "report"},
     "control": WINGS | {"training", "report"},
     "recording": {"control", "envs", "data"},
-    "demo": WINGS | {"training", "evaluation", "control", "report", "recording"},
+    "demo": WINGS | {"demo_plan", "demo_fitting", "demo_trajectories"} | JOBS,
+    "demo_plan": set(),
+    "demo_fitting": WINGS | {"training"},
+    "demo_trajectories": {"demo_plan", "demo_fitting", "demo_acting", "demo_filling"} | WINGS | JOBS,
+    "demo_acting": WINGS | {"control", "report"},
+    "demo_filling": WINGS,
     "doctor": {"doctor_checks", "doctor_data"} | WINGS | {"training", "evaluation", "control", "report", "recording"},
     "doctor_checks": WINGS | {"recording"},
     "doctor_data": {"data"},
+    "trajectories": WINGS | {"training", "evaluation", "control", "report"},
     "benchmark": WINGS | {"training", "evaluation", "control", "report", "recording"},
     "cli": WINGS | {"training", "evaluation", "control", "report", "recording", "demo", "doctor", "benchmark"},
     "__init__": {"errors"},

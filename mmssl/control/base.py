@@ -17,6 +17,11 @@ class AlgorithmConfig:
 
     name: str
 
+    @property
+    def own_encoder(self) -> bool:
+        """Whether the algorithm looks through a run's encoder by itself, in place of the world."""
+        return False
+
     @classmethod
     def config_class_for(cls, mapping: dict[str, Any]) -> type["AlgorithmConfig"]:
         """The config class of the algorithm that `mapping["name"]` names."""
@@ -124,6 +129,8 @@ class Algorithm(ABC):
         """Take what `state_dict` gave."""
 
 
-def create_algorithm(config: AlgorithmConfig, spaces: Spaces, seed: int = 0, device: str = "cpu") -> Algorithm:
-    """The algorithm that `config.name` names."""
-    return ALGORITHMS.get(config.name)(config, spaces, seed, device)
+def create_algorithm(
+    config: AlgorithmConfig, spaces: Spaces, seed: int = 0, device: str = "cpu", reader: nn.Module | None = None
+) -> Algorithm:
+    """The algorithm that `config.name` names; `reader` is what it looks through, where `config.own_encoder` says so."""
+    return ALGORITHMS.get(config.name)(config, spaces, seed, device, *([] if reader is None else [reader]))

@@ -37,7 +37,8 @@ def evaluate(
     short ones. Where more episodes are wanted than there are environments, all begin again.
 
     Args:
-        policy: `act(obs) -> actions`.
+        policy: `act(obs) -> actions`. One that remembers what was also has `begin(rows)`, called with the
+            environments, bool (n,), in which an episode begins.
         world: n environments.
         episodes: how many.
         seed: of the episodes; None goes on with the world's own.
@@ -46,6 +47,7 @@ def evaluate(
     found = Episodes([], [], [])
     while len(found.returns) < episodes:
         obs, _ = world.reset(seed=seed if not found.returns else None)
+        begin(policy, world)
         rows: list[Any] = [None] * world.num_envs
         running = np.ones(world.num_envs, bool)
         while running.any():
@@ -60,3 +62,9 @@ def evaluate(
             found.lengths.append(int(length))
             found.successes.append(bool(success))
     return Episodes(found.returns[:episodes], found.lengths[:episodes], found.successes[:episodes])
+
+
+def begin(policy: Any, world: VectorEnv) -> None:
+    """Tell a policy that remembers what was that all environments have begun an episode."""
+    if hasattr(policy, "begin"):
+        policy.begin(np.ones(world.num_envs, bool))

@@ -8,6 +8,7 @@ since then is kept as a list of actions, which are taken again before the run go
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,14 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
-from mmssl.control.base import Spaces, Transition, create_algorithm
+from mmssl.control.base import Algorithm, Spaces, Transition
 from mmssl.control.evaluate import evaluate
 from mmssl.control.log import ControlLog, Ended, Means, Stopwatch, read_records
 from mmssl.control.progress import Progress, Shown
 from mmssl.control.rewind import Rewinder
 from mmssl.control.rl_config import RLConfig
-from mmssl.control.saving import pack, read_state, save_policy
-from mmssl.control.worlds import load_encoder, make_world
+from mmssl.control.saving import pack, read_state, save_policy, stage_folder
+from mmssl.control.worlds import load_encoder, make_algorithm, make_world, settled
 from mmssl.errors import MmsslError
 from mmssl.training.checkpoint import RunFolder, check_architecture
 from mmssl.training.interrupt import StopSignal
@@ -83,7 +84,15 @@ def train(
     with contextlib.ExitStack() as stack:
         if progress is None:
             stack.callback(shown.close)
-        return Training(config, run, make, shown, stack).go()
+        return _kind_of(config)(config, run, make, shown, stack).go()
+
+
+def _kind_of(config: RLConfig) -> "type[Training]":
+    if config.offline is None:
+        return Training
+    from mmssl.control.offline import OfflineTraining  # which is a `Training` itself
+
+    return OfflineTraining
 
 
 class Training:
@@ -98,20 +107,30 @@ class Training:
     def __init__(
         self, config: RLConfig, run: RunFolder | None, make: MakeWorld, progress: Progress, stack: contextlib.ExitStack
     ):
-        self.config, self.run, self.progress = config, run, progress
+        self.run, self.progress = run, progress
         self.encoder = load_encoder(config, run)
+        self.config = config = settled(config, self.encoder)
+        self._build(make, stack)
+        self.rewinder, self.means, self.ended = Rewinder(self.world, config.seed), Means(), self._no_episodes()
+        self.step, self.judged, self.recorded, self.saved = 0, -1, 0, (-1, -1)
+        self.recorded_at, self.rate, self.anew, self.evaluations = 0.0, 0.0, False, []
+
+    def _build(self, make: MakeWorld, stack: contextlib.ExitStack) -> None:
+        """Make the worlds and the algorithm."""
+        config = self.config
         wanted = ((config.n_envs, config.seed), (config.eval_episodes, judge_seed(config.seed)))
         worlds = [stack.enter_context(contextlib.closing(make(config, n, s, self.encoder))) for n, s in wanted]
         self.world, self.judge_world = worlds
         self.spaces = Spaces(**self.world.spaces())
-        self.algorithm = create_algorithm(config.algorithm, self.spaces, config.seed, config.device)
-        self.algorithm.total_steps = config.steps
-        if (replay := getattr(self.algorithm, "replay", None)) is not None:  # its memory is taken at the first step
+        self.algorithm = self._make_algorithm(config)
+
+    def _make_algorithm(self, config: RLConfig) -> Algorithm:
+        algorithm = make_algorithm(config, self.spaces, self.encoder, self.world)
+        algorithm.total_steps = config.steps
+        if (replay := getattr(algorithm, "replay", None)) is not None:  # its memory is taken at the first step
             replay.check_room()
-            progress.say(replay.summary)
-        self.rewinder, self.means, self.ended = Rewinder(self.world, config.seed), Means(), self._no_episodes()
-        self.step, self.judged, self.recorded, self.saved = 0, -1, 0, (-1, -1)
-        self.recorded_at, self.rate, self.anew, self.evaluations = 0.0, 0.0, False, []
+            self.progress.say(replay.summary)
+        return algorithm
 
     def go(self) -> Result:
         """Begin or go on, until the end or a signal."""
@@ -162,6 +181,8 @@ class Training:
         self.obs = next_obs
         if self.anew:
             self._begin_anew()
+        if self.run is not None and self._passed(self.config.policies_every, before):
+            self._keep()
 
     def _take(self, action: np.ndarray) -> tuple:
         try:
@@ -241,23 +262,35 @@ class Training:
         """Begin, or take over the newest checkpoint that is whole."""
         checkpoint = self.run.latest(self.progress.say) if self.run is not None else None
         if checkpoint is None:
-            self.watch, self.obs = Stopwatch(), self.rewinder.begin()
+            self.watch = Stopwatch()
+            self._begin()
             return
         check_architecture(self.algorithm.policy(), checkpoint.shapes(), checkpoint.path)
         state = read_state(checkpoint)
-        if (before := len(state["rewinder"]["world"]["episodes"])) != (now := self.world.num_envs):
-            raise MmsslError(f"{checkpoint.path} is of a run with {before} environments, not {now}; set n_envs to it.")
+        self._check_worlds(state, checkpoint.path)
         self.algorithm.load_state_dict(state["algorithm"])
         self.means.load_state_dict(state["means"], self.config.device)
         self.ended.rows = state["ended"]
         self.step, self.saved = checkpoint.step, (checkpoint.step, state["judged"])
         self.judged, self.recorded, self.recorded_at = state["judged"], state["recorded"], state["recorded_at"]
         if not self._done():
-            self.obs = self.rewinder.load_state_dict(state["rewinder"])
+            self._go_on(state)
         torch.set_rng_state(state["torch"])
         self.watch = Stopwatch(state["seconds"])
         self.evaluations = read_records(self.run.evaluations, self.step)
         self.progress.say(f"going on from {checkpoint.path}")
+
+    def _check_worlds(self, state: dict[str, Any], path: Path) -> None:
+        if (before := len(state["rewinder"]["world"]["episodes"])) != (now := self.world.num_envs):
+            raise MmsslError(f"{path} is of a run with {before} environments, not {now}; set n_envs to it.")
+
+    def _begin(self) -> None:
+        """Begin an episode everywhere."""
+        self.obs = self.rewinder.begin()
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        """Bring the worlds to where they were."""
+        self.obs = self.rewinder.load_state_dict(state["rewinder"])
 
     def _save(self) -> None:
         """Write a checkpoint of this step and the policy for users, unless they are there."""
@@ -270,6 +303,13 @@ class Training:
             self.run.save(self.step, policy, pack(self._state()), keep=1)
             save_policy(self.run.export, policy, self.config, self.spaces, self.encoder, self.step)
         self.saved = (self.step, self.judged)
+
+    def _keep(self) -> None:
+        """Keep the policy as it is now, beside the ones of other stages."""
+        self._check_finite()
+        with self.watch.stopped():
+            folder = stage_folder(self.run.path, self.step)
+            save_policy(folder, self.algorithm.policy(), self.config, self.spaces, self.encoder, self.step)
 
     def _state(self) -> dict[str, Any]:
         numbers = {"judged": self.judged, "recorded": self.recorded, "recorded_at": self.recorded_at}

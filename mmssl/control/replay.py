@@ -167,6 +167,26 @@ class Replay:
         self.full |= after == 0
         self.head = after
 
+    def extend(
+        self, obs: dict[str, np.ndarray], action: np.ndarray, reward: np.ndarray, terminated: np.ndarray
+    ) -> None:
+        """Store a whole episode of one environment, as `add` does step by step; it must fit behind what is stored.
+
+        Args:
+            obs: vectors, float32 (T + 1, D): what was seen before each step, and after the last one.
+            action, reward, terminated: float32 (T, A), float32 (T,), bool (T,).
+        """
+        steps = len(reward)
+        if self.n != 1 or self.stack or self.head + steps + 1 >= self.rows:
+            raise MmsslError(f"an episode of {steps} steps of vectors does not fit; the replay has {self.rows} rows.")
+        if not self.arrays:
+            self._allocate()
+        a, rows = self.arrays, slice(self.head, self.head + steps)
+        a["obs"][self.head : self.head + steps + 1, 0] = np.concatenate([obs[k] for k in self.spaces.vectors], axis=1)
+        a["action"][rows, 0], a["reward"][rows, 0], a["terminated"][rows, 0] = action, reward, terminated
+        a["valid"][rows, 0] = True  # and not so of the row of the last observation, which nobody acted on
+        self.count, self.head = self.count + steps, self.head + steps + 1
+
     def _look(self, row: int, obs: dict[str, np.ndarray]) -> None:
         vectors = [obs[name] for name in self.spaces.vectors]
         if vectors:

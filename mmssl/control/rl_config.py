@@ -24,7 +24,10 @@ class RLConfig:
     task: str = ""
     """of what: SUITE/TASK, e.g. gym/HalfCheetah-v5"""
     steps: int = 1_000_000
-    """environment steps of the whole run, over all environments; one that repeats its action counts once"""
+    """environment steps of the whole run, over all environments; one that repeats its action counts once. With
+    `offline` they are updates, here and wherever steps are counted"""
+    offline: str | None = None
+    """recorded episodes to learn from alone, a card, a folder or an id; the environment is for evaluation only"""
     n_envs: int | None = None
     """environments that step at once"""
     observe: Literal["state", "pixels", "both"] | None = None
@@ -42,7 +45,10 @@ class RLConfig:
     faithful: bool = False
     """draw shadows and reflections too"""
     encoder: str | None = None
-    """a frozen encoder in front of the pictures, whatever `mmssl.load` takes; the algorithm sees its features"""
+    """a frozen encoder in front of the pictures, or of the state, whatever `mmssl.load` takes; the algorithm sees its
+    features"""
+    keep_obs: bool = False
+    """with an encoder of states: whether the state stays beside its features"""
     pooling: Pooling = "mean"
     """of the encoder's tokens"""
     feature_stack: int = 1
@@ -53,6 +59,8 @@ class RLConfig:
     """episodes of an evaluation, all at once"""
     checkpoint_every: int = 50_000
     """environment steps between checkpoints, at each of which every environment begins anew; 0 for the end alone"""
+    policies_every: int = 0
+    """environment steps between policies that are kept, policies/<steps>/ in each seed's folder, 0 for none"""
     log_every: int = 1000
     """environment steps between records of metrics.jsonl"""
     seed: int = 0
@@ -74,15 +82,16 @@ class RLConfig:
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "eval_every": 1, "eval_episodes": 1, "feature_stack": 1, "log_every": 1, "n_envs": 1}
-        least |= {"jobs": 1, "threads": 1, "checkpoint_every": 0, "seed": 0, "workers": 0, "max_broken": 0}
+        least |= {"jobs": 1, "threads": 1, "checkpoint_every": 0, "policies_every": 0, "seed": 0, "workers": 0}
+        least |= {"max_broken": 0}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise MmsslError(f"{name} must be at least {bound}, got {value}.")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
             raise MmsslError(f"seeds must be different numbers of 0 or more, got {list(self.seeds)}.")
-        if self.encoder is not None and self.observe == "state":
-            raise MmsslError("a frozen encoder needs pictures: leave observe out, or say pixels or both.")
+        if self.keep_obs and self.encoder is None:
+            raise MmsslError("keep_obs is for a run with an encoder of states; without one the state is seen anyway.")
 
     @classmethod
     def from_name(cls, name: str) -> "RLConfig | None":
@@ -98,7 +107,7 @@ class RLConfig:
         raise unknown_name("algorithm", name, ALGORITHMS.names())
 
     def resolved(self) -> "RLConfig":
-        """The same with nothing left open; what an encoder decides (the size of pictures) stays null.
+        """The same with nothing left open; what an encoder decides (what is seen, the size of pictures) stays null.
 
         Raises:
             MmsslError: no task, or no such device.
@@ -107,7 +116,7 @@ class RLConfig:
             raise MmsslError("say which task, --task SUITE/TASK, e.g. --task gym/HalfCheetah-v5.")
         check_device(self.device)
         wants = ALGORITHMS.get(self.algorithm.name).wants
-        behind = {"observe": "pixels", "proprio": True, "size": None, "frame_stack": 1} if self.encoder else {}
+        behind = {"observe": None, "proprio": None, "size": None, "frame_stack": 1} if self.encoder else {}
         filled = {**_OPEN, **(wants if not behind else {k: v for k, v in wants.items() if k == "n_envs"}), **behind}
         names = [f.name for f in fields(self) if f.name in filled and getattr(self, f.name) is None]
         return replace(self, **{name: filled[name] for name in names})

@@ -12,11 +12,12 @@ import yaml
 
 from mmssl import paths
 from mmssl.config import read_yaml, to_dict
-from mmssl.control.base import Spaces, create_algorithm
+from mmssl.control.base import Spaces
+from mmssl.control.offline import read_offline
 from mmssl.control.rl_config import RLConfig
 from mmssl.control.saving import seed_folders
 from mmssl.control.seeds import Outcome, at_once, run_seeds
-from mmssl.control.worlds import load_encoder, make_world
+from mmssl.control.worlds import load_encoder, make_algorithm, make_world, settled
 from mmssl.errors import MmsslError
 from mmssl.report.control import amount, between, common_end, final_scores, over_seeds, write_report
 from mmssl.report.seeds import read_control_run
@@ -26,7 +27,7 @@ from mmssl.training.logging import say
 
 # What makes a run that run: none of it can change on the way.
 _FIXED = ("task", "n_envs", "observe", "proprio", "cameras", "size", "frame_stack", "action_repeat", "faithful")
-_FIXED += ("encoder", "pooling", "feature_stack", "algorithm.name")
+_FIXED += ("encoder", "keep_obs", "pooling", "feature_stack", "algorithm.name", "offline")
 
 
 def rl(config: RLConfig, run: Path | None = None, overwrite: bool = False) -> Path:
@@ -47,7 +48,7 @@ def rl(config: RLConfig, run: Path | None = None, overwrite: bool = False) -> Pa
     """
     config = config.resolved()
     config = dataclasses.replace(config, seeds=config.seeds or (config.seed,))
-    _try(config)
+    config = _try(config)
     folder = RunFolder(run or paths.runs_dir() / f"{config.algorithm.name}-{config.task.replace('/', '-')}")
     with folder.lock():
         _start(folder, overwrite)
@@ -56,13 +57,22 @@ def rl(config: RLConfig, run: Path | None = None, overwrite: bool = False) -> Pa
     return folder.path
 
 
-def _try(config: RLConfig) -> None:
-    """Make the world and the algorithm once, so that what is wrong is said before anything is written."""
+def _try(config: RLConfig) -> RLConfig:
+    """Make the world and the algorithm once, so that what is wrong is said before anything is written.
+
+    Returns:
+        The config with what its encoder decides.
+    """
     encoder = load_encoder(config)
+    config = settled(config, encoder)
     with contextlib.closing(make_world(config, config.n_envs, config.seed, encoder)) as world:
-        algorithm = create_algorithm(config.algorithm, Spaces(**world.spaces()), config.seed, config.device)
+        own, spaces = config, Spaces(**world.spaces())
+        if config.offline is not None:
+            own, spaces, _ = read_offline(config, world)
+        algorithm = make_algorithm(own, spaces, encoder, world)
     if (replay := getattr(algorithm, "replay", None)) is not None:
         replay.check_room(at_once(config))
+    return config
 
 
 def _start(folder: RunFolder, overwrite: bool) -> None:

@@ -4,7 +4,7 @@ A policy is a folder with `policy.safetensors`, `policy.yaml` (the run's config 
 trained in) and, where it looks through a frozen encoder, `encoder/`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmssl.config import from_dict, read_yaml, to_dict
-from mmssl.control.base import Spaces, create_algorithm
+from mmssl.control.base import Spaces
 from mmssl.control.rl_config import RLConfig
-from mmssl.control.worlds import make_world
+from mmssl.control.worlds import make_algorithm, make_world
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.training import atomic
 from mmssl.training.checkpoint import Checkpoint, model_tensors, restore_model
 
+STAGES = "policies"
 _ARRAY = "numpy"
 _SMALL = 2**24  # bytes; what is larger stays in the file until it is read
 
@@ -94,27 +95,48 @@ def save_policy(
             encoder.save_pretrained(partial / "encoder")
 
 
+def stage_folder(seed: Path, steps: int) -> Path:
+    """Where a seed's run keeps the policy that it had after so many steps."""
+    return seed / STAGES / f"{steps:08d}"
+
+
 def load_policy(path: Path | str, device: str = "cpu") -> LoadedPolicy:
     """The policy of a run, a seed of a run (`seed-0`) or an export; of a run the seed of the lowest number.
+
+    RUN@STEPS is the policy that a run kept at that many steps (its setting `policies_every`).
 
     Raises:
         MmsslError: nothing of the kind there.
     """
-    folder = _find(Path(path))
+    folder = find_policy_folder(Path(path))
     about = read_yaml(folder / "policy.yaml")
     config = from_dict(RLConfig, about["config"])
     spaces = _spaces(about["spaces"])
-    policy = create_algorithm(config.algorithm, spaces, config.seed, device).policy()
-    restore_model(policy, load_file(folder / "policy.safetensors"), folder)
     encoder = Encoder.from_pretrained(folder / "encoder").to(device) if (folder / "encoder").is_dir() else None
+    policy = make_algorithm(replace(config, device=device), spaces, encoder).policy()
+    restore_model(policy, load_file(folder / "policy.safetensors"), folder)
     return LoadedPolicy(policy.eval(), config, spaces, encoder, int(about["steps"]))
 
 
-def _find(path: Path) -> Path:
+def find_policy_folder(path: Path) -> Path:
+    """The folder of the policy that `load_policy` would load; an `MmsslError` where there is none."""
+    run, at, steps = str(path).rpartition("@")
+    if at and steps.isdigit() and not path.exists():
+        return _find_stage(Path(run), int(steps))
     for folder in (path, path / "export", *(seed / "export" for seed in seed_folders(path))):
         if (folder / "policy.yaml").is_file():
             return folder
     raise MmsslError(f"{path} holds no policy; give a run of `mmssl rl`, one of its seed folders, or an export folder.")
+
+
+def _find_stage(run: Path, steps: int) -> Path:
+    kept: dict[int, Path] = {}
+    for seed in reversed([run, *seed_folders(run)]):
+        kept |= {int(p.name): p for p in (seed / STAGES).glob("*") if p.name.isdigit()}
+    if steps not in kept:
+        there = f"those of {', '.join(map(str, sorted(kept)))} steps" if kept else "none; set policies_every"
+        raise MmsslError(f"{run} kept no policy of {steps} steps: it has {there}.")
+    return kept[steps]
 
 
 def seed_folders(run: Path) -> list[Path]:

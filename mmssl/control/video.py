@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from mmssl.control.evaluate import begin
 from mmssl.control.movie import Movie, write_whole
 from mmssl.control.saving import LoadedPolicy, load_policy
 from mmssl.envs.batch_mujoco import BatchMujoco
@@ -25,7 +26,7 @@ from mmssl.report.figures import grid, png_bytes, webp_bytes
 SIZE = (256, 256)
 FASTEST = 30.0
 """Frames per second of a film at most; films run in real time."""
-_MOST = 300  # frames of a film for the page
+MOST = 300  # frames of a film for the page
 _PAGE_FRAMES, _PAGE_FPS = 90, 15.0  # of its animated picture
 
 
@@ -83,8 +84,8 @@ def _simulator(world: VectorEnv) -> tuple[Any, Any, float]:
     if isinstance(runner, BatchMujoco):
         return runner.model, runner.datas[0], float(runner.env.dt)
     env = getattr((getattr(runner, "bodies", None) or [None])[0], "env", None)
-    if not hasattr(env, "control_dt"):
-        raise MmsslError("only tasks of suites, in this process, can be filmed.")
+    if not hasattr(env, "control_dt") or env.model is None:
+        raise MmsslError("only tasks of suites, in this process, that have a MuJoCo world can be filmed.")
     return env.model, env.data, env.control_dt
 
 
@@ -99,6 +100,7 @@ def play_episodes(
     """
     for k in range(count):
         obs, _ = world.reset(seed=None if k else world.seed)
+        begin(policy, world)
         episode, ended, filming = Episode(), False, onlooker is not None
         while not ended:
             if filming and episode.length % onlooker.every == 0:
@@ -136,7 +138,7 @@ def film(loaded: LoadedPolicy, folder: Path, *, seed: int = 0) -> Episode:
 
     def keep(frame: np.ndarray) -> bool:
         frames.append(frame)
-        return len(frames) < _MOST
+        return len(frames) < MOST
 
     world = loaded.make_world(1, seed)
     try:
@@ -145,14 +147,14 @@ def film(loaded: LoadedPolicy, folder: Path, *, seed: int = 0) -> Episode:
         onlooker.close()
     finally:
         world.close()
-    _write(folder, frames, onlooker.fps)
+    write_film(folder, frames, onlooker.fps)
     about = {"steps": loaded.steps, "return": episode.total, "length": episode.length, "success": episode.success}
     write_whole(folder / "policy.json", json.dumps(about).encode())
     return episode
 
 
-def _write(folder: Path, frames: list[np.ndarray], fps: float) -> None:
-    """The film, an animated picture of fewer frames, which a page holds, and four of them."""
+def write_film(folder: Path, frames: list[np.ndarray], fps: float) -> None:
+    """`policy.mp4`, `.webp`, an animated picture of fewer frames, which a page holds, and `.png`, four of them."""
     with Movie(folder / "policy.mp4", fps) as movie:
         for frame in frames:
             movie.add(frame)

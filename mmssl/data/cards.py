@@ -31,7 +31,7 @@ class DatasetCard:
         modality: the batch key of its main input.
         kind: how it is read: "image_folder", "video_folder", "frame_folder", "video_list", "audio_folder",
             "audio_list", "image_text_folder", "image_text_table", "webdataset", "aligned_folder",
-            "huggingface" or "recorded".
+            "huggingface", "recorded" (Minari data sets) or "lerobot".
         layout: the files and folders as they lie on disk, in words.
         how_to_get: the steps that bring it here.
         licence: licence of the data.

@@ -11,6 +11,7 @@ from mmssl.data.clip_crops import ClipGeometry, Cut
 from mmssl.data.clips import ClipSampling, clip_draws, frame_indices
 from mmssl.data.dataset import BadFiles, Dataset
 from mmssl.data.decode import UNREADABLE
+from mmssl.data.text import text_encoder
 from mmssl.data.transforms import Augmentation
 from mmssl.errors import MmsslError
 
@@ -36,6 +37,8 @@ class Wanted:
 
 class ClipDataset(Dataset):
     """Base of the datasets of clips. Subclasses write `read_clips`, `video_name`, `decode_whole` and `_labels`.
+
+    Those with a text to each video also write `caption`, and call `read_texts`.
 
     The place of a sample is `video * views + view`, and its view is `clip * test_crops + crop`.
 
@@ -84,7 +87,7 @@ class ClipDataset(Dataset):
     def fetch(
         self, index: Tensor, keys: Tensor | None = None, augmentation: Augmentation | None = None
     ) -> dict[str, Tensor]:
-        """A whole batch: {"video": uint8 (B, T, 3, H, W), "index": int64 (B,), "label"?}.
+        """A whole batch: {"video": uint8 (B, T, 3, H, W), "index": int64 (B,), "label"?, "text"?, "text_mask"?}.
 
         Rows of one video (repeated sampling, views) are decoded in one pass.
 
@@ -167,12 +170,23 @@ class ClipDataset(Dataset):
         return batch
 
     def label(self, batch: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-        """As `Dataset.label`; a label that the clip brings along (its own frames') stays."""
+        """As `Dataset.label`; a label that the clip brings along (its own frames') stays. Texts are put beside it."""
         own = batch.get("label")
         batch = super().label(batch, index)
         if own is not None:
             batch["label"] = own
+        if self.text_encoder is not None:
+            captions = [next(iter(self.caption(place)), None) for place in index.tolist()]
+            batch["text"], batch["text_mask"] = self.text_encoder(captions)
         return batch
+
+    def read_texts(self, config: "DataConfig") -> None:
+        """From now on every batch has `text` int64 (B, L) and `text_mask` bool (B, L), if `config.text` asks for it.
+
+        A video without a text has a row of padding.
+        """
+        if config.text is not None:
+            self.text_encoder = text_encoder(config.text)
 
 
 def reason_of(error: Exception) -> str:

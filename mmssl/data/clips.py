@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: dense with a stride, one of each segment (TSN), or a pair with a gap.
+"""Which frames of a video make a clip: dense with a stride, one of each segment (TSN), a pair, or R3M's five.
 
 Frames of one clip share their crop and flip. Everything that is drawn is a function of the sample's key.
 """
@@ -25,21 +25,24 @@ class ClipSampling:
     Args:
         how: "dense": `frames` frames, `stride` apart (VideoMAE on Kinetics); "segments": one frame of each of `frames`
             equal parts of the whole video (TSN, Wang et al. 2016; Something-Something); "pair": two frames whose
-            distance is drawn from `gap` (SiamMAE).
-        frames: T; a pair has 2.
+            distance is drawn from `gap` (SiamMAE); "r3m": five frames of the whole video: one near its start, one near
+            its end, and three whose times rise (R3M).
+        frames: T; a pair has 2, R3M's have 5.
         stride: frames between two of a dense clip.
         gap: smallest and largest distance of a pair, the largest one excluded (SiamMAE: 4 to 48).
+        alpha: share of the video at its start, and at its end, from which R3M's first two frames are drawn.
         test_clips: clips of each video at test time, evenly spread; their predictions are averaged.
         test_crops: crops of each clip at test time (3: both ends and the middle of the longer side).
         short: videos with fewer frames than a clip needs: "pad" repeats the last frame of a dense clip, repeats frames
-            evenly over the segments, and makes a pair of the first frame and the last; "skip" leaves them out as
-            unreadable.
+            evenly over the segments, and makes a pair of the first frame and the last (R3M's five of the first, the
+            last and one between); "skip" leaves them out as unreadable.
     """
 
-    how: Literal["dense", "segments", "pair"] = "dense"
+    how: Literal["dense", "segments", "pair", "r3m"] = "dense"
     frames: int = 16
     stride: int = 4
     gap: tuple[int, int] = (4, 48)
+    alpha: float = 0.2
     test_clips: int = 1
     test_crops: int = 1
     short: Literal["pad", "skip"] = "pad"
@@ -52,23 +55,34 @@ class ClipSampling:
             raise MmsslError(f"clip.gap must be two increasing numbers of 1 or more, got {tuple(self.gap)}.")
         if self.how == "pair" and self.frames != 2:
             raise MmsslError(f"a pair has 2 frames, got clip.frames {self.frames}; set clip.frames to 2.")
+        if self.how == "r3m" and (self.frames != 5 or self.test_clips != 1):
+            raise MmsslError(
+                f"R3M's clips have 5 frames of the whole video, got clip.frames {self.frames} and clip.test_clips "
+                f"{self.test_clips}; set them to 5 and 1."
+            )
+        if not 0 <= self.alpha < 0.5:
+            raise MmsslError(f"clip.alpha is a share of the video in [0, 0.5), got {self.alpha}.")
+
+    @property
+    def frame_by_frame(self) -> bool:
+        """Whether an encoder of single images learns from these clips, each frame by itself."""
+        return self.how in ("pair", "r3m")
 
     @property
     def needed(self) -> int:
         """Frames that a video must have so that nothing is padded."""
-        return {"dense": (self.frames - 1) * self.stride + 1, "segments": self.frames, "pair": self.gap[0] + 1}[
-            self.how
-        ]
+        dense = (self.frames - 1) * self.stride + 1
+        return {"dense": dense, "segments": self.frames, "pair": self.gap[0] + 1, "r3m": 3}[self.how]
 
     @property
     def reach(self) -> int | None:
         """Frames from the first to the last of the longest clip that is drawn; None for the whole video."""
-        return {"dense": self.needed, "segments": None, "pair": self.gap[1]}[self.how]
+        return {"dense": self.needed, "segments": None, "pair": self.gap[1], "r3m": None}[self.how]
 
     @property
     def draws(self) -> int:
         """Uniform numbers that one clip takes."""
-        return {"dense": 1, "segments": self.frames, "pair": 2}[self.how]
+        return {"dense": 1, "segments": self.frames, "pair": 2, "r3m": 5}[self.how]
 
     @property
     def demand(self) -> str:
@@ -77,6 +91,7 @@ class ClipSampling:
             "dense": f"a clip of {self.frames} frames with stride {self.stride} needs {self.needed}",
             "segments": f"one frame of each of {self.frames} segments needs {self.needed}",
             "pair": f"a pair with a gap of {self.gap[0]} or more needs {self.needed}",
+            "r3m": f"three frames one after the other need {self.needed}",
         }[self.how]
 
     @property
@@ -86,6 +101,7 @@ class ClipSampling:
             "dense": "lower clip.stride or clip.frames",
             "segments": "lower clip.frames",
             "pair": "lower clip.gap",
+            "r3m": "leave out such videos",
         }[self.how]
 
 
@@ -97,7 +113,9 @@ def clip_draws(clip: ClipSampling, keys: Tensor) -> list[list[float]]:
 def frame_indices(
     clip: ClipSampling, n: int, draws: Sequence[float] | None = None, part: int = 0, parts: int = 1
 ) -> list[int]:
-    """Frames of one clip of a video of `n` frames, never falling.
+    """Frames of one clip of a video of `n` frames, never falling but for R3M's.
+
+    R3M's five are, in this order: one near the start, one near the end, and three whose times rise, anywhere.
 
     Args:
         n: frames of the video, at least 1.
@@ -110,7 +128,7 @@ def frame_indices(
     """
     if n < clip.needed and clip.short == "skip":
         raise TooShort(f"too short: it has {n} frame(s), but {clip.demand}; {clip.remedy}, or set clip.short: pad")
-    return {"dense": _dense, "segments": _segments, "pair": _pair}[clip.how](clip, n, draws, part, parts)
+    return {"dense": _dense, "segments": _segments, "pair": _pair, "r3m": _r3m}[clip.how](clip, n, draws, part, parts)
 
 
 def _dense(clip: ClipSampling, n: int, draws: Sequence[float] | None, part: int, parts: int) -> list[int]:
@@ -136,6 +154,26 @@ def _pair(clip: ClipSampling, n: int, draws: Sequence[float] | None, part: int, 
     gap = (low + high - 1) // 2 if draws is None else low + int(draws[0] * (high - low))
     first = _start(n - gap, draws[1] if draws else None, part, parts)
     return [first, first + gap]
+
+
+def _r3m(clip: ClipSampling, n: int, draws: Sequence[float] | None, part: int, parts: int) -> list[int]:
+    """As the released code draws them, whose frames are numbered from 1; the third may be the second."""
+    if draws is None or n < clip.needed:
+        return [0, n - 1, *(k * (n - 1) // 4 for k in (1, 2, 3))] if n >= clip.needed else [0, n - 1, 0, n // 2, n - 1]
+    first, last, s0, s1, s2 = draws
+    middle = _among(1, n - 2, s1)
+    return [
+        _among(0, int(clip.alpha * n), first),
+        _among(max(0, int((1 - clip.alpha) * n) - 2), n - 2, last),
+        _among(0, middle - 1, s0),
+        middle,
+        _among(middle, n - 1, s2),
+    ]
+
+
+def _among(low: int, high: int, draw: float) -> int:
+    """One of the whole numbers from `low` to `high`, both included."""
+    return low + int(draw * (high - low + 1))
 
 
 def _start(places: int, draw: float | None, part: int, parts: int) -> int:

@@ -62,7 +62,10 @@ class Episodes:
         self.file, self.episode, self.group, self.length = np.array(rows).reshape(-1, 4).T
         self.first = np.cumsum(self.length) - self.length
         if blind := [f.task for f in files if not f.cameras]:
-            raise MmsslError(f"the recording of {', '.join(blind)} has no camera at all; record it with pictures.")
+            raise MmsslError(
+                f"the recording of {', '.join(blind)} has no camera at all; record it with pictures, or set "
+                "trajectory to read its states and actions."
+            )
         self.cameras = [c for c in files[0].cameras if all(c in f.cameras for f in files)]
         self.camera = None if config.cameras else config.camera or (self.cameras[0] if self.cameras else None)
         self.maps = self._class_maps()

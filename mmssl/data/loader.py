@@ -99,6 +99,11 @@ class Loader:
         through = torch.cat([self._permutation(number) for number in range(first, last + 1)])
         return through[begin - first * size :][: self.samples]
 
+    def _each_once(self, epoch: int) -> bool:
+        """Whether no sample comes twice in an epoch."""
+        size, begin = len(self.dataset), epoch * self.samples
+        return not self.shuffle or (self._weights is None and begin % size + self.samples <= size)
+
     def _permutation(self, number: int) -> Tensor:
         places = torch.arange(len(self.dataset))
         noise = random_bits(sample_keys(self.seed, number, 0, places), 1, _ORDER_STREAM)[:, 0]
@@ -115,8 +120,10 @@ class Loader:
         """(index, keys) of every batch of this process from batch `start` on."""
         order = self.order(epoch)
         index = order.repeat_interleave(self.repeats)
-        again = _occurrence(order).repeat_interleave(self.repeats) * self.repeats
-        keys = sample_keys(self.seed, epoch, again + torch.arange(self.repeats).repeat(len(order)), index)
+        repeat = torch.arange(self.repeats).repeat(len(order))
+        if not self._each_once(epoch):
+            repeat += _occurrence(order).repeat_interleave(self.repeats) * self.repeats
+        keys = sample_keys(self.seed, epoch, repeat, index)
         whole, work = self.batch_size * self.world, []
         for batch in range(start, len(self)):
             rows = slice(batch * whole, (batch + 1) * whole)

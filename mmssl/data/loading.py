@@ -21,11 +21,13 @@ from mmssl.data.image_text import JoinedImageTexts
 from mmssl.data.image_text_folder import has_captions
 from mmssl.data.image_text_table import SUFFIXES as TABLE_SUFFIXES
 from mmssl.data.image_text_table import lists_captions
+from mmssl.data.lerobot import is_lerobot
 from mmssl.data.loader import Loader
 from mmssl.data.segmentation_classes import IdKind
 from mmssl.data.shards_files import holds_shards, is_shards
 from mmssl.data.skip_list import follow_skip_list
 from mmssl.data.text import TextEncoding
+from mmssl.data.trajectory_sampling import TrajectorySampling
 from mmssl.data.transforms import Augmentation
 from mmssl.data.video_list import SUFFIXES as LIST_SUFFIXES
 from mmssl.errors import MmsslError, unknown_name
@@ -45,9 +47,9 @@ class DataConfig:
     Args:
         source: what to read, one or several that are joined: a card's name or file, a folder of images or of videos or
             of class folders, a list of videos (`path label` a line, or CSV), a recording's folder or id
-            (`mmssl/metaworld/drawer-open-v0`), a Hugging Face folder on disk, a table of pictures and captions,
-            webdataset shards (a folder of them, or `shards/train-{000..009}.tar`). With `text` pictures, captions and
-            pairs of them may be joined, each from a source of its own.
+            (`mmssl/metaworld/drawer-open-v0`), a folder of a LeRobot v3 data set, a Hugging Face folder on disk, a
+            table of pictures and captions, webdataset shards (a folder of them, or `shards/train-{000..009}.tar`). With
+            `text` pictures, captions and pairs of them may be joined, each from a source of its own.
         split: "train", "test" or "all"; or the name of one of the folder's own splits.
         image_size: height and width of what comes out; null keeps the size on disk.
         clip: which frames make a clip; null for images, and for files of videos the default of `ClipSampling`. With it
@@ -56,6 +58,8 @@ class DataConfig:
             With it a folder of videos is read for their sound tracks.
         text: how captions become token ids, of which a method's tokenizer decides in training; null for the defaults of
             `TextEncoding`. With it captions without a picture are samples too.
+        trajectory: recorded data, and Minari and LeRobot data sets of others: windows of states, actions and returns in
+            place of pictures; a method of trajectories decides its length and modalities where the recipe does not.
         views: every clip and crop of test time (`clip.test_clips` x `clip.test_crops`, or `audio.test_clips`) as a
             sample of its own.
         camera: recorded data: which camera; null takes the first.
@@ -87,6 +91,7 @@ class DataConfig:
     clip: ClipSampling | None = None
     audio: AudioSampling | None = None
     text: TextEncoding | None = None
+    trajectory: TrajectorySampling | None = None
     views: bool = False
     camera: str | None = None
     cameras: tuple[str, ...] = ()
@@ -170,6 +175,8 @@ def _open(config: DataConfig) -> Dataset:
     apart = len(kinds) > 1 or (kinds == ["huggingface"] and len(found) > 1)  # each is opened by itself
     if apart and config.text is not None and set(kinds) <= _JOINABLE:
         return JoinedImageTexts([DATASETS.get(kind)(folders, config, card) for kind, folders, card in found], config)
+    if config.trajectory is not None and kinds == ["lerobot", "recorded"]:
+        kinds = ["lerobot"]  # which reads both
     if len(kinds) > 1:
         hint = "; set text to join pictures and captions" if set(kinds) <= {*_JOINABLE, "image_folder"} else ""
         raise MmsslError(
@@ -182,6 +189,11 @@ def _open(config: DataConfig) -> Dataset:
             config,
             target=config.target or card.target,
             crop_fraction=card.crop_fraction if config.crop_fraction is None else config.crop_fraction,
+        )
+    if config.trajectory is not None and kinds[0] not in ("lerobot", "recorded"):
+        raise MmsslError(
+            f"trajectories are read from recordings and Minari or LeRobot data sets, got {kinds[0]}; give one of "
+            "these, or set trajectory to null."
         )
     dataset = DATASETS.get(kinds[0])(folders, config, card)
     if config.audio is not None and dataset.audio is None:
@@ -243,6 +255,8 @@ def recognise(
     """
     if is_recording(folder):
         return "recorded", [folder], None
+    if is_lerobot(folder):
+        return "lerobot", [folder], None
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return "huggingface", [folder], None
     if any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet")):

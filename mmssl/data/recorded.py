@@ -17,6 +17,7 @@ from mmssl.data.decode import open_picture
 from mmssl.data.episodes import VECTORS, Episodes
 from mmssl.data.recorded_clips import RecordedClips
 from mmssl.data.recording_file import RecordingFile
+from mmssl.data.trajectories import open_trajectories
 from mmssl.data.transforms import Augmentation
 from mmssl.registry import register_dataset
 
@@ -117,7 +118,12 @@ class RecordedFrames(Dataset):
 
 @register_dataset("recorded")
 def open_recorded(folders: list[Path], config: "DataConfig", card: "DatasetCard | None") -> Dataset:
-    """Frames, or with `config.clip` clips, of one or several recordings, each the folder of a Minari dataset."""
+    """Frames, with `config.clip` clips, with `config.trajectory` windows of states and actions, of recordings.
+
+    Each is the folder of a Minari dataset.
+    """
+    if config.trajectory is not None:
+        return open_trajectories(folders, config, card)
     files = [RecordingFile(folder) for folder in folders]
     name = card.name if card else "+".join(file.task for file in files[:3]) + ("+..." if len(files) > 3 else "")
     if config.clip is not None:

@@ -63,6 +63,7 @@ class RecordedClips(ClipDataset):
         self.classes = self.episodes.class_names(self.target)
         self._values = self.episodes.values(self.target) if self.target in _OF_FRAMES else None
         self._memory = self._load() if config.cache == "memory" else None
+        self.read_texts(config)
 
     def _cut_up(self, config: "DataConfig") -> None:
         """Episode of each sample, its number there, and how many samples its episode has."""
@@ -75,7 +76,7 @@ class RecordedClips(ClipDataset):
 
     def _check_lengths(self) -> None:
         longest = int(self.episodes.length.max())
-        if longest < self.clip.needed and (self.clip.how == "pair" or self.clip.short == "skip"):
+        if longest < self.clip.needed and (self.clip.frame_by_frame or self.clip.short == "skip"):
             raise MmsslError(
                 f"every episode of {self.name!r} is too short, the longest has {longest} frames, but "
                 f"{self.clip.demand}; {self.clip.remedy}."
@@ -84,6 +85,10 @@ class RecordedClips(ClipDataset):
     def video_name(self, video: int) -> str:
         name = self.episodes.name(self._episode[video])
         return name if self._parts[video] == 1 else f"{name} clip {self._part[video]}"
+
+    def caption(self, place: int) -> list[str]:
+        """What the robot of the clip is to do."""
+        return [self.files[self.episodes.file[self._episode[place // self.views]]].instruction]
 
     def frames_of(self, video: int, n: int, wanted: Wanted) -> list[int]:
         if self.views > 1:

@@ -36,21 +36,29 @@ _AT_ONCE = 64  # frames that are held at once where a whole video is decoded
 
 
 class VideoFiles(ClipDataset):
-    """Clips of videos with an optional class each.
+    """Clips of videos with an optional class and an optional text each.
 
     Args:
         files: paths of the videos; a folder is a video of the pictures in it.
         labels: class id of each video, or None.
         classes: class names in label order, or None.
+        texts: what each video shows, "" for one without, or None. They are read where `config.text` is set.
 
     Raises:
         MmsslError: none of the videos is there, or all that were looked at are too short for what `config.clip` asks.
     """
 
     def __init__(
-        self, name: str, files: list[str], labels: list[int] | None, classes: list[str] | None, config: "DataConfig"
+        self,
+        name: str,
+        files: list[str],
+        labels: list[int] | None,
+        classes: list[str] | None,
+        config: "DataConfig",
+        texts: list[str] | None = None,
     ):
         self.files = PathList(files)
+        self._texts = None if texts is None else PathList(texts)
         if config.cache == "memory":
             raise MmsslError("cache: memory holds images and recordings; files of videos are decoded: use cache: none.")
         if config.cameras or config.extras:
@@ -61,7 +69,13 @@ class VideoFiles(ClipDataset):
         self.classes = classes
         labelled = labels is not None
         self.choose_target({"class": "single_label"} if labelled else {}, config.target, "class" if labelled else None)
+        if texts is not None:
+            self.read_texts(config)
         self._look()
+
+    def caption(self, place: int) -> list[str]:
+        text = "" if self._texts is None else self._texts[place // self.views]
+        return [text] if text else []
 
     def video_name(self, video: int) -> str:
         return self.files[video]
@@ -108,8 +122,8 @@ class VideoFiles(ClipDataset):
             f"all {len(lengths)} videos of {self.name!r} that were looked at are too short, the longest has "
             f"{max(lengths)} frames, but {self.clip.demand}; {self.clip.remedy}"
         )
-        if self.clip.how == "pair" or self.clip.short == "skip":
-            raise MmsslError(found + ("." if self.clip.how == "pair" else ", or set clip.short: pad."))
+        if self.clip.frame_by_frame or self.clip.short == "skip":
+            raise MmsslError(found + ("." if self.clip.frame_by_frame else ", or set clip.short: pad."))
         log.warning("%s. Frames are repeated.", found)
 
 

@@ -4,8 +4,11 @@
     abseiling/a.mp4 0 -1                VideoMAE's three columns: the middle one, a number of frames, is not needed
     abseiling/a.mp4                     no label at all
     path,label                          a header: CSV, with further columns or not
+    path,len,txt                        R3M's manifest: folders of frames, their number (not needed), an annotation
 
 A path is relative to the list's folder, or to a card's `root`, or absolute. A label below 0 is no label.
+Annotations are in a column `txt`, `text` or `caption`; that of `txt` loses the "C " (the camera's wearer) with which
+Ego4D's begin.
 """
 
 import csv
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from mmssl.data.loading import DataConfig
 
 SUFFIXES = (".txt", ".csv", ".lst", ".list", ".tsv")
+TEXT_COLUMNS = ("txt", "text", "caption")
+_WEARER = re.compile(r"C(\s+|$)")
 _FILE = re.compile(rf"(?P<path>.*?(?:{'|'.join(re.escape(e) for e in sorted(EXTENSIONS))}))(?P<rest>[\s,].*)?$", re.I)
 
 
@@ -54,9 +59,36 @@ def read_list(file: Path, root: Path | None = None) -> Found:
     return found
 
 
-def _with_header(file: Path, lines: list[str]) -> Found:
+def read_annotations(file: Path, root: Path | None = None) -> dict[str, str]:
+    """Path, as `read_list` gives it -> annotation, "" for none; {} for a list without such a column.
+
+    Raises:
+        MmsslError: one video has several annotations.
+    """
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    rows = _rows(lines)
+    column = next((name for name in TEXT_COLUMNS if name in rows.fieldnames), None)
+    if column is None or "path" not in rows.fieldnames:
+        return {}
+    found: dict[str, str] = {}
+    for row in rows:
+        path = os.path.join(file.parent if root is None else root, row["path"].strip())
+        text = (row[column] or "").strip()
+        text = _WEARER.sub("", text, count=1) if column == "txt" and _WEARER.match(text) else text
+        if found.setdefault(path, text) != text:
+            raise MmsslError(f"{file} gives {path} two annotations; a video has one: leave out the other line.")
+    return found
+
+
+def _rows(lines: list[str]) -> csv.DictReader:
     rows = csv.DictReader(lines, delimiter="\t" if "\t" in lines[0] else ",", skipinitialspace=True)
     rows.fieldnames = [name.strip().lower() for name in rows.fieldnames]
+    return rows
+
+
+def _with_header(file: Path, lines: list[str]) -> Found:
+    rows = _rows(lines)
     found = []
     for number, row in enumerate(rows, 2):
         path, label = row["path"], row.get("label")
@@ -104,21 +136,31 @@ def number_labels(name: str, found: Found, every: set[str], card: "DatasetCard |
 @register_dataset("video_list")
 def open_video_list(files: list[Path], config: "DataConfig", card: "DatasetCard | None") -> VideoFiles:
     """One or several lists joined, or a card's lists, one a split."""
+    texts: dict[str, str] = {}
     if card is None:
         listed = [read_list(file) for file in files]
+        texts = {path: text for file in files for path, text in _annotations(file, config).items()}
         parts = [held_out_part(pairs, config, f, VIDEOS.noun) for f, pairs in zip(files, listed, strict=True)]
         found = [pair for part in parts for pair in part]
         name = "+".join(file.stem for file in files)
     else:
         lists = _lists_of(card, files[0])
+        root = None if card.root is None else files[0] / card.root
+        for list_name in card.lists.values():
+            texts |= _annotations(files[0] / list_name, config, root)
         wanted = choose_splits(lists, config.split, f"card {card.name!r}")
         listed, name = list(lists.values()), card.name
         found = [pair for split in wanted for pair in lists[split]]
     paths = [path for path, _ in found]
+    shown = [texts.get(path, "") for path in paths] if texts else None
     if any(label is None for _, label in found):
-        return VideoFiles(name, paths, None, None, config)
+        return VideoFiles(name, paths, None, None, config, shown)
     every = {label for pairs in listed for _, label in pairs if label is not None}
-    return VideoFiles(name, paths, *number_labels(name, found, every, card), config)
+    return VideoFiles(name, paths, *number_labels(name, found, every, card), config, shown)
+
+
+def _annotations(file: Path, config: "DataConfig", root: Path | None = None) -> dict[str, str]:
+    return {} if config.text is None else read_annotations(file, root)
 
 
 def _lists_of(card: "DatasetCard", folder: Path) -> dict[str, Found]:

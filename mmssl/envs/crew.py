@@ -11,11 +11,12 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from mmssl.envs.describe import minari_metadata
+from mmssl.envs.policies import Policy
 from mmssl.envs.rollout import Recorder, RolloutConfig
 from mmssl.envs.storage import METADATA, RecordingFolder, write_json
 from mmssl.envs.suites import Task
@@ -33,6 +34,10 @@ class Job:
     folder: RecordingFolder
     episodes: tuple[int, ...]
     version: int
+    policies: tuple[Policy | None, ...] = ()
+    """The policies that the config names, None for those of which the name says all."""
+    tag: str = ""
+    """A word in the name of the data set."""
 
 
 class Worker:
@@ -46,12 +51,12 @@ class Worker:
         key = (job.task, job.config)
         if self._recorder is None or self._key != key:
             self.close()
-            self._recorder, self._key = Recorder(job.task, job.config), key
+            self._recorder, self._key = Recorder(job.task, job.config, job.policies), key
         return self._recorder
 
     def record(self, job: Job, report: Callable[[dict], None], alive: Callable[[], None] = lambda: None) -> None:
         recorder = self.recorder(job)
-        write_json(job.folder.parts / METADATA, minari_metadata(recorder, job.version))
+        write_json(job.folder.parts / METADATA, minari_metadata(recorder, job.version, job.tag))
         for episode in job.episodes:
             report(recorder.record(episode, job.folder.part(episode), alive))
 
@@ -106,7 +111,7 @@ def split(jobs: list[Job], workers: int) -> list[tuple[int, Job]]:
     for place, job in enumerate(jobs):
         for start in range(0, len(job.episodes), size):
             part = job.episodes[start : start + size]
-            chunks.append((place, Job(job.task, job.config, job.folder, part, job.version)))
+            chunks.append((place, replace(job, episodes=part)))
     return chunks
 
 

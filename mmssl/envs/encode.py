@@ -1,27 +1,28 @@
 """A frozen encoder in front of a world: pictures in, features out, one forward pass a step for all environments.
 
-Any module will do that obeys the contract of encoders: `encoder(batch) -> Features`, `encoder.modalities` and, to find
-the size of its pictures, `encoder.config`.
+Encoders of states are in `encode_states.py`; the wrappers here take both. Any module will do that obeys the contract of
+encoders: `encoder(batch) -> Features`, `encoder.modalities` and, to find the size of its pictures, `encoder.config`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from mmssl.envs.encode_states import POOLINGS, FrozenStates, Pooling, reads_vectors
 from mmssl.envs.make import unbounded
 from mmssl.envs.single import make_single
 from mmssl.envs.vector import WorldWrapper, make_vec
 from mmssl.envs.window import Window
 from mmssl.errors import MmsslError, unknown_name
 
-Pooling = Literal["mean", "cls", "max", "flat"]
-POOLINGS = ("mean", "cls", "max", "flat")
+__all__ = ["EncodeObservation", "EncodeSingle", "FrozenEncoder", "Pooling", "encode_single", "encode_vec"]
+
 _PICTURE = "image/"
-_OWN = ("pooling", "stack", "stride", "frames")  # settings of `FrozenEncoder`
+_OWN = ("pooling", "stack", "stride", "frames", "keep")  # settings of what is in front, not of the world
 
 
 class FrozenEncoder:
@@ -122,8 +123,8 @@ def picture_modality(encoder: Any) -> str:
         if kind in kinds:
             return kind
     raise MmsslError(
-        f"this encoder reads {', '.join(encoder.modalities)}, and an environment gives pictures alone; "
-        "take an encoder of images or of video."
+        f"this encoder reads {', '.join(encoder.modalities)}, and an environment gives pictures and states; "
+        "take an encoder of images, of video or of states."
     )
 
 
@@ -168,30 +169,44 @@ def _layout(space: gym.Space) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     return {name: (part.shape, part.dtype) for name, part in space.spaces.items()}
 
 
-def _seen_space(layout: dict, width: int) -> gym.spaces.Dict:
-    """The space behind an encoder: `features`, then the vectors of the world as they were."""
-    vectors = {name: unbounded(shape) for name, (shape, _) in layout.items() if not name.startswith(_PICTURE)}
-    return gym.spaces.Dict({"features": unbounded((width,)), **vectors})
+def _look_through(
+    encoder: Any, layout: dict, n: int, keep: bool = False, **settings: Any
+) -> tuple[FrozenEncoder | FrozenStates, tuple[str, ...]]:
+    """What encodes, and which vectors of the world stay beside its features."""
+    vectors = tuple(name for name in layout if not name.startswith(_PICTURE))
+    states = len(vectors) == len(layout) and any(name in vectors for name in encoder.modalities)
+    if not states and not reads_vectors(encoder):
+        return FrozenEncoder(encoder, layout, n, **settings), vectors
+    if clip := [name for name in ("stride", "frames") if name in settings]:
+        raise MmsslError(f"{clip[0]} is for encoders of video, and this one reads states; leave it out.")
+    frozen = FrozenStates(encoder, layout, n, **settings)
+    gone = () if keep else ("state", *frozen.names)
+    return frozen, tuple(name for name in vectors if name not in gone)
+
+
+def _seen_space(layout: dict, width: int, beside: tuple[str, ...]) -> gym.spaces.Dict:
+    """The space behind an encoder: `features`, then the vectors that stay as they were."""
+    return gym.spaces.Dict({"features": unbounded((width,)), **{name: unbounded(layout[name][0]) for name in beside}})
 
 
 class EncodeObservation(WorldWrapper):
-    """A vector world seen through a frozen encoder: `features` float32 (n, F) in place of the pictures.
+    """A vector world seen through a frozen encoder: `features` float32 (n, F) in place of what it reads.
 
-    Other observations, `proprio` above all, stay beside it. The settings are those of `FrozenEncoder`.
+    An encoder of pictures leaves the vectors of the world, `proprio` above all, beside its features; one of states
+    takes the state away unless `keep` is set. The other settings are those of `FrozenEncoder` or `FrozenStates`.
     """
 
     def __init__(self, env: gym.vector.VectorEnv, encoder: Any, **settings: Any):
         super().__init__(env)
         layout = _layout(env.single_observation_space)
-        self.frozen = FrozenEncoder(encoder, layout, env.num_envs, **settings)
-        self.single_observation_space = _seen_space(layout, self.frozen.width)
+        self.frozen, self.beside = _look_through(encoder, layout, env.num_envs, **settings)
+        self.single_observation_space = _seen_space(layout, self.frozen.width, self.beside)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self._at_once = env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
         self._ended = np.ones(env.num_envs, bool)
 
     def _seen(self, obs: dict, begins: np.ndarray, moved: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        vectors = {name: value for name, value in obs.items() if not name.startswith(_PICTURE)}
-        return {"features": self.frozen(obs, begins, moved), **vectors}
+        return {"features": self.frozen(obs, begins, moved), **{name: obs[name] for name in self.beside}}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         obs, infos = self.env.reset(seed=seed, options=options)
@@ -231,18 +246,18 @@ class EncodeObservation(WorldWrapper):
 
 
 class EncodeSingle(gym.Wrapper):
-    """The same for one `gymnasium.Env` with a Dict that has `image/<camera>`, uint8 (3, H, W): `features` (F,)."""
+    """The same for one `gymnasium.Env` with a Dict of `image/<camera>`, uint8 (3, H, W), or `state` (D,): `features`
+    (F,)."""
 
     def __init__(self, env: gym.Env, encoder: Any, **settings: Any):
         super().__init__(env)
         layout = _layout(env.observation_space)
-        self.frozen = FrozenEncoder(encoder, layout, 1, **settings)
-        self.observation_space = _seen_space(layout, self.frozen.width)
+        self.frozen, self.beside = _look_through(encoder, layout, 1, **settings)
+        self.observation_space = _seen_space(layout, self.frozen.width, self.beside)
 
     def _seen(self, obs: dict[str, np.ndarray], begins: bool) -> dict[str, np.ndarray]:
-        pictures = {name: value[None] for name, value in obs.items() if name.startswith(_PICTURE)}
-        vectors = {name: value for name, value in obs.items() if name not in pictures}
-        return {"features": self.frozen(pictures, np.array([begins]))[0], **vectors}
+        features = self.frozen({name: value[None] for name, value in obs.items()}, np.array([begins]))[0]
+        return {"features": features, **{name: obs[name] for name in self.beside}}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         obs, info = self.env.reset(seed=seed, options=options)
@@ -257,7 +272,8 @@ def encode_vec(encoder: Any, task: str, n: int, **settings: Any) -> EncodeObserv
     """n environments of a task behind a frozen encoder.
 
     The pictures are drawn at the size that the encoder takes; its views are the cameras where none are given, and
-    `proprio` is shown. The settings are those of `make_vec` and of `FrozenEncoder`.
+    `proprio` is shown. An encoder of states, or any with observe="state", draws no pictures. The settings are those of
+    `make_vec` and of `EncodeObservation`.
 
     Raises:
         MmsslError: as `make_vec` and `FrozenEncoder`; what the encoder alone decides is found before anything starts.
@@ -275,9 +291,11 @@ def encode_single(encoder: Any, task: str, **settings: Any) -> EncodeSingle:
 
 
 def _split(encoder: Any, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of `FrozenEncoder`, and those of the world with the pictures that the encoder wants."""
+    """Settings of what is in front, and those of the world with what the encoder wants."""
     own = {name: settings[name] for name in _OWN if name in settings}
     rest = {name: value for name, value in settings.items() if name not in own}
+    if reads_vectors(encoder) or rest.get("observe") == "state":
+        return own, {"observe": "state", "proprio": "proprio" in encoder.modalities, **rest}
     wanted, size = picture_size(encoder), rest.get("size")
     if size is not None and wanted is not None and tuple(size) != wanted:
         raise MmsslError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmssl.envs.make import SimEnvironment
 from mmssl.envs.rollout import Recorder
 from mmssl.errors import MmsslError
 
@@ -41,6 +42,8 @@ def human_size(size: float) -> str:
 def bytes_per_observation(recorder: Recorder) -> float:
     """Compressed size of all pictures of one observation, the mean of a few."""
     env, sizes = recorder.env, []
+    if not recorder.renderer.cameras:
+        return _bytes_of_vectors(env)
     env.reset(seed=0)
     env.action_space.seed(0)
     for _ in range(3):
@@ -51,6 +54,13 @@ def bytes_per_observation(recorder: Recorder) -> float:
         frames = [frame for kind in pictures.values() for frame in kind.values()]
         sizes.append(sum(len(zlib.compress(_shuffled(f).tobytes(), 1)) for f in frames))
     return float(np.mean(sizes)) + _SMALL
+
+
+def _bytes_of_vectors(env: SimEnvironment) -> float:
+    """All that is recorded of one step without pictures, uncompressed: observation, action, MuJoCo's own state."""
+    numbers = sum(space.shape[0] for space in env.observation_space.spaces.values()) + env.action_space.shape[0]
+    own = 0 if env.model is None else env.model.nq + env.model.nv
+    return 4.0 * numbers + 8.0 * own + 16
 
 
 def _shuffled(frame: np.ndarray) -> np.ndarray:
@@ -65,9 +75,11 @@ def estimate(jobs: "list[Job]") -> DiskEstimate:
     for job in jobs:
         key = (job.task.suite, job.task.family)
         if key not in per_suite:
-            recorder = Recorder(job.task, job.config)
+            recorder = Recorder(job.task, job.config, job.policies)
             try:
-                recorder.policy(recorder.env, np.random.default_rng(0))  # an expert that is not there says so now
+                recorder.env.reset(seed=0)
+                for policy in recorder.policies:  # an expert that is not there says so now
+                    policy(recorder.env, np.random.default_rng(0))
                 per_suite[key] = bytes_per_observation(recorder)
             finally:
                 recorder.close()

@@ -5,9 +5,13 @@ robot's own sensors would say), both float32 (D,); `info["success"]` is always t
 `mmssl.envs.rendering`, which needs `.model` and `.data`.
 """
 
+import contextlib
 import importlib
+import os
+import sys
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,13 +36,31 @@ def require(module: str) -> Any:
         raise MmsslError(f"this task needs {module} ({error}); pip install 'mmssl[sim]' brings it.") from None
 
 
+@contextlib.contextmanager
+def without_opengl() -> Iterator[None]:
+    """Simulators imported inside leave OpenGL alone, which worlds without pictures do not need and may not have.
+
+    Pictures can still be drawn later: `mmssl.envs.rendering` loads the backend itself.
+    """
+    before = os.environ.get("MUJOCO_GL")
+    if not sys.platform.startswith("linux") or before not in (None, "", "egl", "osmesa"):
+        yield
+        return
+    os.environ["MUJOCO_GL"] = "disable"
+    try:
+        yield
+    finally:
+        os.environ.pop("MUJOCO_GL")
+        os.environ.update({} if before is None else {"MUJOCO_GL": before})
+
+
 class SimEnvironment(gym.Env, ABC):
-    """A MuJoCo task of one family. A family sets the fields below and says how to start and to step."""
+    """A task of one family. A family sets the fields below and says how to start and to step."""
 
     metadata: ClassVar[dict] = {"render_modes": []}
     task: Task
     model: Any
-    """MuJoCo's `MjModel`, and `data` its `MjData`."""
+    """MuJoCo's `MjModel`, and `data` its `MjData`; None for a task without a MuJoCo world, which has no pictures."""
     data: Any
     control_dt: float
     """Seconds of simulated time in one step of ours, action repeat included."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mmssl.envs.make import SimEnvironment, make_sim
-from mmssl.envs.policies import NoisyAction, find_policy
+from mmssl.envs.blind import Blind
+from mmssl.envs.make import SimEnvironment, make_sim, without_opengl
+from mmssl.envs.policies import NoisyAction, Policy, find_policy
 from mmssl.envs.randomize import RandomizeConfig, VisualRandomizer
 from mmssl.envs.rendering import opengl_context
 from mmssl.envs.storage import EpisodeWriter
@@ -25,13 +26,20 @@ class RolloutConfig:
     cameras: tuple[str, ...] = ()
     depth: bool = False
     segmentation: bool = False
-    policy: str = "auto"
+    policy: str | tuple[str, ...] = "auto"
+    """Its name; several share the episodes: episode i is of the one at place i modulo their number."""
     noise: float = 0.0
     randomize: RandomizeConfig = field(default_factory=RandomizeConfig)
     every: int = 1
     after_success: int | None = None
     faithful: bool = False
     seed: int = 0
+    pictures: bool = True
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of the policies."""
+        return (self.policy,) if isinstance(self.policy, str) else self.policy
 
 
 def episode_seed(seed: int, task: Task, episode: int) -> np.random.SeedSequence:
@@ -40,17 +48,32 @@ def episode_seed(seed: int, task: Task, episode: int) -> np.random.SeedSequence:
 
 
 class Recorder:
-    """A task's world with its cameras, ready to record any of its episodes."""
+    """A task's world with its cameras, ready to record any of its episodes.
 
-    def __init__(self, task: Task, config: RolloutConfig):
+    Args:
+        task, config: what is recorded.
+        policies: those that `config.policies` names, None for one to be found by its name; () for all.
+    """
+
+    def __init__(self, task: Task, config: RolloutConfig, policies: tuple[Policy | None, ...] = ()):
         self.task, self.config = task, config
+        pairs = zip(config.policies, policies or (None,) * len(config.policies), strict=True)
+        self.policies = tuple(policy or find_policy(name) for name, policy in pairs)
+        self._open_world()
+
+    def _open_world(self) -> None:
+        config = self.config
+        if not config.pictures:
+            with without_opengl():
+                self.env: SimEnvironment = make_sim(self.task)
+            self.renderer, self.randomizer = Blind(), None
+            return
         opengl_context()  # first: without a backend the simulators fail at their import, in words of their own
-        self.env: SimEnvironment = make_sim(task)
+        self.env = make_sim(self.task)
         self.renderer = open_renderer(
             self.env, config.cameras, config.size, config.depth, config.segmentation, config.faithful
         )
         self.randomizer = VisualRandomizer(self.renderer, config.randomize)
-        self.policy = find_policy(config.policy)
 
     def close(self) -> None:
         self.renderer.close()
@@ -74,10 +97,11 @@ class Recorder:
         config, env = self.config, self.env
         seeds = episode_seed(config.seed, self.task, episode).spawn(4)
         world = int(seeds[0].generate_state(1)[0] % 2**31)
-        self.randomizer.restore()
+        if self.randomizer:
+            self.randomizer.restore()
         observation, info = env.reset(seed=world)
-        drawn = self.randomizer.apply(seeds[3]) if config.randomize.any else {}
-        act = self.policy(env, np.random.default_rng(seeds[1]))
+        drawn = self.randomizer.apply(seeds[3]) if self.randomizer and config.randomize.any else {}
+        act = self.policies[episode % len(self.policies)](env, np.random.default_rng(seeds[1]))
         noisy = NoisyAction(env, np.random.default_rng(seeds[2]), config.noise)
         log = _Log(self, writer)
         observation["rgb"] = log.observe(observation, info["success"])
@@ -137,8 +161,9 @@ class _Log:
         self._append("observations/proprio", observation["proprio"])
         self._append("observations/state", observation["state"])
         self._append("infos/success", np.bool_(success))
-        self._append("infos/qpos", data.qpos.copy())
-        self._append("infos/qvel", data.qvel.copy())
+        if data is not None:
+            self._append("infos/qpos", data.qpos.copy())
+            self._append("infos/qvel", data.qvel.copy())
         return pictures["rgb"]
 
     def act(self, block: _Block, terminated: bool, truncated: bool) -> None:
@@ -170,6 +195,8 @@ class _Log:
             "id": episode, "seed": world, "total_steps": steps, "success": success,
             "instruction": self.recorder.task.instruction, "randomization": json.dumps(drawn),
         }  # fmt: skip
+        if len(names := self.recorder.config.policies) > 1:
+            attributes["policy"] = names[episode % len(names)]
         self.writer.finish(arrays, attributes)
         return {
             "steps": steps,

@@ -36,6 +36,20 @@ class Camera:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Mean undiscounted returns of whole episodes, the ends of the scale of `mmssl.envs.scores.normalized_score`."""
+
+    random: float
+    expert: float
+
+    def __post_init__(self) -> None:
+        if not self.expert > self.random:
+            raise MmsslError(
+                f"an expert's reference must be above the random one, got {self.expert} and {self.random}."
+            )
+
+
+@dataclass(frozen=True)
 class Task:
     """One task with everything that its suite says about it."""
 
@@ -57,6 +71,8 @@ class Task:
     """Usual length of an episode, for the estimate of disk space."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment itself."""
+    reference: Reference | None = None
+    """What random actions and an expert get; None where nobody measured it."""
 
     @property
     def full_name(self) -> str:
@@ -79,6 +95,13 @@ class Suite:
     after_success: int | None = None
     typical_steps: int | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    references: dict[str, Reference] = field(default_factory=dict)
+    """By task; a task may also have its own `reference`."""
+
+    def __post_init__(self) -> None:
+        for name in self.references:
+            if name not in self.tasks:
+                raise unknown_name("task in references", name, self.tasks)
 
 
 @cache
@@ -112,11 +135,11 @@ def find_task(full_name: str) -> Task:
     short = suite_name.rsplit("/", 1)[-1].removesuffix(".yaml")
     given = suite.tasks[name]
     given = {"instruction": given} if isinstance(given, str) else dict(given or {})
-    inherited = {f.name: getattr(suite, f.name) for f in fields(Suite) if f.name != "tasks"}
+    inherited = {f.name: getattr(suite, f.name) for f in fields(Suite) if f.name not in ("tasks", "references")}
     inherited["id"] = string.Template(suite.id).safe_substitute(task=name)
     own_cameras = given.pop("cameras", {})
     values = {"instruction": name.replace("-", " "), "suite": short, "name": name, **inherited, **given}
-    task = from_dict(Task, values, full_name)
+    task = from_dict(Task, {"reference": suite.references.get(name), **values}, full_name)
     cameras = {k: from_dict(Camera, v or {}, f"{full_name}.cameras.{k}") for k, v in own_cameras.items()}
     return replace(task, cameras={**task.cameras, **cameras})
 

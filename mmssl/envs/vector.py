@@ -121,6 +121,13 @@ class VectorWorld(gym.vector.VectorEnv):
         clipped = np.minimum(np.maximum(actions, np.float32(-1)), np.float32(1))  # np.clip takes twice as long
         return clipped * self._half + self._middle
 
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        """Actions (..., A) in the environment's own units as `step` takes them: in [-1, 1], clipped to it."""
+        if not self.scale:
+            return actions
+        half = np.where(self._half == 0, 1, self._half)  # a dimension with one value alone
+        return np.clip((actions - self._middle) / half, -1, 1).astype(np.float32)
+
     def random_actions(self) -> np.ndarray:
         """Uniform actions, float32 (n, A) or int64 (n,), from the world's own seeded generator."""
         space = self.single_action_space

@@ -82,7 +82,8 @@ class SimBody(Body):
         ]
         if recipe.observe != "state":
             self.renderer = open_renderer(self.env, recipe.cameras, recipe.size, False, False, recipe.faithful)
-        self._warnings = self.env.data.warning.number[DIVERGED]  # a view: here MuJoCo says that it had to start anew
+        data = self.env.data  # None where there is no MuJoCo
+        self._warnings = np.zeros(3) if data is None else data.warning.number[DIVERGED]  # a view: it had to start anew
         self.action_space = self.env.action_space
         spaces = self.env.observation_space
         self.layout = {name: (spaces[name].shape, np.dtype(np.float32)) for name in self.vectors}

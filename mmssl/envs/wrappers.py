@@ -8,16 +8,23 @@ import numpy as np
 from mmssl.envs.make import SimEnvironment, make_sim
 from mmssl.envs.randomize import RandomizeConfig, VisualRandomizer
 from mmssl.envs.rendering import Renderer, camera_names, opengl_context
+from mmssl.errors import MmsslError
 
 
 def open_renderer(env: SimEnvironment, cameras: tuple[str, ...], size: tuple[int, int], *options: bool) -> Renderer:
     """A renderer with the cameras asked for, or with the task's default one; `options` are depth and so on."""
+    if env.model is None:
+        raise MmsslError(
+            f"{env.task.full_name} has no MuJoCo world to draw; take its state alone (mmssl record --no-pictures)."
+        )
     cameras = tuple(cameras) or (env.task.camera or camera_names(env.model, env.task.cameras)[0],)
     return Renderer(env.model, env.data, cameras, size, env.task.cameras, *options)
 
 
 def picture_space(env: SimEnvironment, renderer: Renderer) -> gym.spaces.Dict:
     """The space of observations with pictures: nested dicts of kind and camera beside proprio and state."""
+    if not renderer.cameras:
+        return env.observation_space
     farthest = float(np.finfo(np.float16).max)
     kinds = {"rgb": gym.spaces.Box(0, 255, (*renderer.size, 3), np.uint8)}
     if renderer.depth:

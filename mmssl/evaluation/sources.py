@@ -109,7 +109,7 @@ def choose_clip(source: str | Path, encoder: nn.Module, options: Sequence[str] =
 
     A video encoder gets its run's own sampling, else dense clips of its length with stride 4. An image encoder gets
     None: single images, and for files of videos the dataset's default clips, whose frames it encodes one by one; so
-    does a run that learned from pairs of frames.
+    does a run that learned from pairs of frames, or from R3M's five.
 
     Args:
         options: changes, e.g. ("how=segments", "test_clips=5"); ("none",) takes single images in any case.
@@ -122,7 +122,7 @@ def choose_clip(source: str | Path, encoder: nn.Module, options: Sequence[str] =
         if frames is not None:
             raise MmsslError(f"this encoder reads clips of {frames} frames, so --clip none leaves it nothing to read.")
         return None
-    if own is not None and own.how == "pair":
+    if own is not None and own.frame_by_frame:
         own = None
     if own is None and frames is not None:
         own = ClipSampling(frames=frames, stride=4)

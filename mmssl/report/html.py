@@ -17,12 +17,14 @@ from markupsafe import Markup
 from mmssl import __version__
 from mmssl.errors import MmsslError
 from mmssl.report import control, words
+from mmssl.report.acting import acting_parts, read_acting
 from mmssl.report.control_comparison import write_control_comparison
 from mmssl.report.figures import curves_svg, pca_colours, shrink
 from mmssl.report.page import by_name, config_differences, environment, write_page
 from mmssl.report.reading import Probe, RunFiles, Score, read_run
 from mmssl.report.seeds import is_control_run, read_control_run
 from mmssl.report.spectrograms import NAMES, SOUNDS, Spectrograms, legend, player
+from mmssl.report.trajectories import read_trajectories, trajectory_headline, trajectory_parts
 
 ENCODER_NAMES = {
     "pretrained": "pretrained",
@@ -70,14 +72,17 @@ def write_report(run: Path | str) -> Path:
     """
     if is_control_run(run):
         return control.write_report(run)
-    files = read_run(run)
+    files, acting = read_run(run), acting_parts(read_acting(Path(run)))
+    judged = read_trajectories(Path(run))
     page = (
         _environment()
         .get_template("report.html.jinja")
         .render(
             run=files,
-            headline=words.headline(files),
-            tiles=_tiles(files),
+            headline=words.headline(files) if judged is None else trajectory_headline(judged),
+            acting=acting,
+            trajectories=trajectory_parts(judged),
+            tiles=([acting["tile"]] if acting else []) + _tiles(files),
             fillings=_fillings(files),
             triples=_triples(files),
             sounds=_sounds(files.spectrograms),

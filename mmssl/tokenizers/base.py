@@ -13,9 +13,10 @@ from mmssl.nn.linear import Linear
 from mmssl.nn.positions import Positioned, sinusoid
 from mmssl.registry import TOKENIZERS
 
-Positions = Literal["sincos", "sincos_row", "sincos_swapped", "sinusoid", "learned", "separable", "none"]
+Positions = Literal["sincos", "sincos_half", "sincos_row", "sincos_swapped", "sinusoid", "learned", "separable", "none"]
 """Fixed tables: `sincos` (column first, MAE; time first for clips), `sincos_row` (row first), `sincos_swapped` (of a
-lattice with its sides exchanged, Audio-MAE; spectrograms alone), `sinusoid` (VideoMAE's wave over the flat place).
+lattice with its sides exchanged, Audio-MAE; spectrograms alone), `sinusoid` (VideoMAE's wave over the flat place),
+`sincos_half` (half of `sincos`, MTM; vectors and clips alone).
 Learned ones: `learned` (one table), `separable` (ST-MAE's time plus place, clips alone)."""
 
 

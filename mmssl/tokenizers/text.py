@@ -142,6 +142,16 @@ class TextTokenizer(Tokenizer):
             )
 
 
-def text_tokenizer(model: nn.Module) -> TextTokenizer | None:
-    """The tokenizer of texts in an encoder or a method; None in one that reads none."""
-    return next((module for module in model.modules() if isinstance(module, TextTokenizer)), None)
+class TextReader(nn.Module):
+    """Base of what reads ids of a vocabulary and is no tokenizer of ours: a language model of others.
+
+    Attributes:
+        config: what ids mean, and how many a row may have.
+    """
+
+    config: TextTokenizerConfig
+
+
+def text_tokenizer(model: nn.Module) -> TextTokenizer | TextReader | None:
+    """What reads texts in an encoder or a method, with its `config`; None in one that reads none."""
+    return next((module for module in model.modules() if isinstance(module, (TextTokenizer, TextReader))), None)

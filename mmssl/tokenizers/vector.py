@@ -10,7 +10,7 @@ from mmssl.nn.positions import sincos_1d
 from mmssl.registry import register_tokenizer
 from mmssl.tokenizers.base import Positions, Tokenizer, TokenizerConfig
 
-VECTORS = ("proprio", "state", "action", "reward", "return")
+VECTORS = ("proprio", "state", "features", "action", "reward", "return")
 """Batch keys that hold vectors."""
 
 
@@ -126,6 +126,8 @@ class VectorTokenizer(Tokenizer):
     def position_table(self, dim: int, positions: Positions) -> Tensor:
         if positions == "separable":
             raise MmsslError("positions 'separable' are of times and places; vectors have 'sincos' or 'learned' ones.")
+        if positions == "sincos_half":
+            return sincos_1d(dim, self.config.frames)[None] / 2
         if positions in ("sincos", "sincos_row", "sincos_swapped"):  # there is but one axis
             return sincos_1d(dim, self.config.frames)[None]
         return super().position_table(dim, positions)

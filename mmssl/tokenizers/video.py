@@ -80,12 +80,20 @@ class VideoTokenizer(PixelTokenizer):
         x = patches.reshape(patches.shape[0], times, rows, columns, -1, p, q, self.config.channels)
         return x.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(x.shape[0], -1, x.shape[-1], rows * p, columns * q)
 
+    def padding(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The batch's `valid` (B, T) of trajectories: a token is real where any of its frames is."""
+        valid = batch.get("valid")
+        if valid is None or valid.shape[1] != self.config.frames:
+            return None
+        real = valid.unflatten(1, (-1, self.config.tubelet)).any(2)
+        return real.repeat_interleave(self.grid[1] * self.grid[2], dim=1)
+
     def position_table(self, dim: int, positions: Positions) -> Tensor | tuple[Tensor, Tensor]:
         times, rows, columns = self.grid
         if positions == "separable":
             return learned_table(rows * columns, dim), learned_table(times, dim)
-        if positions == "sincos":
-            return sincos_3d(dim, self.grid)[None]
+        if positions in ("sincos", "sincos_half"):
+            return sincos_3d(dim, self.grid)[None] / (2 if positions == "sincos_half" else 1)
         if positions == "sincos_row":
             raise MmsslError("positions 'sincos_row' are of images; clips have 'sincos', 'sinusoid' or learned ones.")
         return super().position_table(dim, positions)

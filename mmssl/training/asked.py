@@ -3,13 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmssl.data.audio_sampling import AudioSampling
-from mmssl.data.episodes import Episodes
 from mmssl.data.loading import DataConfig, Dataset, kinds_of
 from mmssl.data.text import TextEncoding
+from mmssl.data.trajectories import TrajectoryWindows
+from mmssl.data.trajectory_sampling import TrajectorySampling
 from mmssl.encoder import PICTURES, Encoder
 from mmssl.errors import MmsslError
 from mmssl.tokenizers.audio import audio_tokenizer
@@ -39,7 +41,10 @@ def as_asked(model: nn.Module, data: DataConfig, tell: Callable[[str], None] = l
         image_size=data.image_size or next((size for size in sizes if size is not None), None),
         audio=sound_sampling(model, data.audio),
         text=text_encoding(model, data.text),
+        trajectory=trajectory_sampling(model, data.trajectory),
     )
+    if data.trajectory is not None:
+        return data
     extras = () if data.extras else tuple(extra for extra in EXTRAS if extra in map(_kind, modalities_of(model)))
     cameras = () if data.cameras or data.camera else cameras_of(model)
     if not (extras or cameras) or kinds_of(data) != ["recorded"]:
@@ -128,6 +133,24 @@ def text_encoding(model: nn.Module, given: TextEncoding | None) -> TextEncoding 
     return given
 
 
+def trajectory_sampling(model: nn.Module, given: TrajectorySampling | None) -> TrajectorySampling | None:
+    """Windows as a method of trajectories reads them: its length and its modalities, with what the recipe says beside.
+
+    As it is given for a model of something else. Raises an `MmsslError` where the recipe's windows are longer.
+    """
+    length = getattr(model, "trajectory_length", None)
+    if length is None:
+        return given
+    if given is None:
+        return TrajectorySampling(length, modalities_of(model))
+    if given.length > length:
+        raise MmsslError(
+            f"data.trajectory.length is {given.length} and the method reads {length} steps; lower the first, or raise "
+            "method.length."
+        )
+    return dataclasses.replace(given, modalities=modalities_of(model))
+
+
 def check_vocabulary(model: nn.Module, dataset: Dataset) -> None:
     """An `MmsslError` where a dataset's ids go beyond the vocabulary of a model."""
     tokenizer, encoder = text_tokenizer(model), dataset.text_encoder
@@ -158,8 +181,7 @@ def _check_classes(model: nn.Module, dataset: Dataset) -> None:
 
 
 def _check_widths(model: nn.Module, dataset: Dataset) -> None:
-    for tokenizer, episodes in _recorded_vectors(model, dataset):
-        width = episodes.files[0].shape(tokenizer.modality)[0][0]
+    for tokenizer, width, _ in _recorded_vectors(model, dataset):
         if width != tokenizer.config.width:
             raise MmsslError(
                 f"{tokenizer.modality!r} of dataset {dataset.name!r} has {width} numbers and the method's tokenizer "
@@ -174,23 +196,35 @@ def settle_statistics(model: nn.Module, dataset: Dataset, tell: Callable[[str], 
 
     Args:
         dataset: the training part; where it is not recorded, or gives no vectors, nothing changes.
-        tell: told what was done, one sentence for each modality.
+        tell: told what was done, one sentence for each modality, and of dimensions that never change.
     """
-    for tokenizer, episodes in _recorded_vectors(model, dataset):
+    for tokenizer, _, rows_of in _recorded_vectors(model, dataset):
         if tokenizer.config.mean is None:
-            rows = episodes.vectors(tokenizer.modality).double()  # (N, width)
+            rows = rows_of()  # (N, width)
             if bad := int((~rows.isfinite()).any(1).sum()):
                 raise MmsslError(
                     f"{tokenizer.modality!r} of dataset {dataset.name!r} holds NaN or infinite values in {bad} of "
                     f"{len(rows)} frames; mend the recording, or leave {tokenizer.modality} out of the method."
                 )
-            tokenizer.set_statistics(rows.mean(0), rows.std(0, correction=0))
-            tell(f"{tokenizer.modality} is standardised by its mean and std over {len(rows)} frames of {dataset.name}.")
+            std = rows.std(0, correction=0)
+            tokenizer.set_statistics(rows.mean(0), std)
+            still = (std == 0).nonzero().flatten().tolist()
+            never = f"; dimensions {still} of it never change, and are not divided by it" if still else ""
+            name = tokenizer.modality
+            tell(f"{name} is standardised by its mean and std over {len(rows)} frames of {dataset.name}{never}.")
 
 
-def _recorded_vectors(model: nn.Module, dataset: Dataset) -> Iterator[tuple[VectorTokenizer, Episodes]]:
-    """The tokenizers of vectors that recorded episodes give, with these episodes."""
-    episodes = getattr(dataset.root, "episodes", None)
+def _recorded_vectors(
+    model: nn.Module, dataset: Dataset
+) -> Iterator[tuple[VectorTokenizer, int, Callable[[], Tensor]]]:
+    """The tokenizers of vectors that recorded episodes give, their width there, and all their rows, float64."""
+    root = dataset.root
+    episodes = getattr(root, "episodes", None)
     for tokenizer in vector_tokenizers(model):
-        if episodes is not None and tokenizer.modality in episodes.config.extras:
-            yield tokenizer, episodes
+        name = tokenizer.modality
+        if isinstance(root, TrajectoryWindows):
+            if name in root.widths:
+                yield tokenizer, root.widths[name], partial(root.rows, name)
+        elif episodes is not None and name in episodes.config.extras:
+            width = episodes.files[0].shape(name)[0][0]
+            yield tokenizer, width, lambda name=name: episodes.vectors(name).double()

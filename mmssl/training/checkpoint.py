@@ -23,7 +23,7 @@ from mmssl.training import atomic
 from mmssl.training.lock import folder_lock, is_main_process
 
 _OURS = ["config.yaml", "command.txt", "metrics.jsonl", "evaluations.jsonl", "tensorboard", "checkpoints", "export"]
-_OURS += ["figures", "report.html", "scores.json", "timing.json", "skipped.txt"]
+_OURS += ["figures", "report.html", "scores.json", "trajectories.json", "timing.json", "skipped.txt"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mmssl.weights.flax_trees import is_pickle, read_npz, read_pickle
 State = dict[str, Tensor]
 
 # Where a checkpoint keeps its weights beside other things, and what wrappers put before every name.
-_INSIDE = ("model", "model_state", "state_dict", "module")
+_INSIDE = ("model", "model_state", "state_dict", "module", "r3m")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -29,8 +29,8 @@ def read_state(path: Path | str) -> tuple[State, dict[str, Any]]:
 
     Args:
         path: a `.safetensors` file, or what `torch.save` wrote: a state dict, or a dict with one under `model`,
-            `model_state` (PySlowFast), `state_dict` or `module` (DeepSpeed); or a tree of arrays of flax's, in a pickle
-            or a `.npz` file (`mmssl.weights.flax_trees`).
+            `model_state` (PySlowFast), `state_dict`, `module` (DeepSpeed) or `r3m`; or a tree of arrays of flax's, in a
+            pickle or a `.npz` file (`mmssl.weights.flax_trees`).
 
     Returns:
         names -> tensors on the CPU, and the file's `args` as a dict (empty where it has none; of PySlowFast its `cfg`).

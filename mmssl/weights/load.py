@@ -20,7 +20,8 @@ Modality = Literal["image", "video", "audio", "text"]
 Gelu = Literal["exact", "tanh", "quick"]
 _ALLOWED = (
     "a run folder, an export folder, a transformers ViTMAE, VideoMAE or CLIP folder, a .pth file of the authors of "
-    "MAE, VideoMAE, ST-MAE, CropMAE, Audio-MAE, MultiMAE, M3AE or CLIP, 'timm:NAME', or a hub name 'organisation/name'"
+    "MAE, VideoMAE, ST-MAE, CropMAE, Audio-MAE, MultiMAE, M3AE, CLIP or R3M, 'timm:NAME', or a hub name "
+    "'organisation/name'"
 )
 
 
@@ -40,9 +41,9 @@ def load(
     Args:
         source: a run folder (its export, else its newest checkpoint), one of its checkpoints, an export folder, a
             transformers ViTMAE, ViT, VideoMAE or CLIP folder, a file of the authors of MAE
-            (`mae_pretrain_vit_base.pth`, `_full`, visualize, fine-tuned), VideoMAE, ST-MAE, CropMAE, Audio-MAE or CLIP
-            (a state dict of OpenAI's or OpenCLIP's ViT), pretrained or fine-tuned, `timm:NAME[.tag]`, or a name on the
-            Hugging Face hub (also as `timm:hf_hub:NAME`).
+            (`mae_pretrain_vit_base.pth`, `_full`, visualize, fine-tuned), VideoMAE, ST-MAE, CropMAE, Audio-MAE, R3M
+            (or a ResNet of torchvision) or CLIP (a state dict of OpenAI's or OpenCLIP's ViT), pretrained or fine-tuned,
+            `timm:NAME[.tag]`, or a name on the Hugging Face hub (also as `timm:hf_hub:NAME`).
         image_size: height and width in pixels; where they differ from the weights' own, position tables are
             interpolated bicubically (VideoMAE's, which are a formula, made anew), otherwise they are the file's, bit
             for bit.
@@ -94,7 +95,8 @@ def load_method(
     Args:
         source: a run folder (its newest checkpoint), one checkpoint, a transformers ViTMAEForPreTraining or
             VideoMAEForPreTraining or CLIPModel folder or hub name, a `_full` or visualize file of the MAE authors, a
-            pretraining file of VideoMAE's, ST-MAE's (mae_st), CropMAE's or Audio-MAE's, or a CLIP state dict.
+            pretraining file of VideoMAE's, ST-MAE's (mae_st), CropMAE's or Audio-MAE's, R3M's with its language, or a
+            CLIP state dict.
         device: where to put it; default the CPU.
         heads: the encoder's attention heads, where they are not the published ones for its width.
         decoder_heads: the same of the decoder.

@@ -300,7 +300,7 @@ def test_a_folder_without_policy_is_said(recorder, tmp_path):
         ({"n_envs": 0}, "n_envs must be at least 1, got 0"),
         ({"checkpoint_every": -1}, "checkpoint_every must be at least 0, got -1"),
         ({"seeds": [1, 1]}, r"seeds must be different numbers of 0 or more, got \[1, 1\]"),
-        ({"encoder": "x", "observe": "state"}, "a frozen encoder needs pictures"),
+        ({"keep_obs": True}, "keep_obs is for a run with an encoder of states"),
         ({"algorithm": {"name": "recoder"}}, "unknown algorithm 'recoder': did you mean 'recorder'"),
         ({"task": ""}, "say which task, --task SUITE/TASK"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
@@ -317,5 +317,5 @@ def test_what_a_recipe_leaves_open_the_algorithm_says(recorder, monkeypatch):
     assert (plain.n_envs, plain.observe, plain.frame_stack, plain.size) == (8, "pixels", 3, (84, 84))
     assert recipe(n_envs=2, observe="both").resolved().observe == "both"
     behind = recipe(n_envs=None, encoder="runs/x").resolved()
-    assert (behind.n_envs, behind.observe, behind.proprio) == (8, "pixels", True)
+    assert (behind.n_envs, behind.observe, behind.proprio) == (8, None, None)  # which the encoder decides
     assert (behind.frame_stack, behind.size) == (1, None)

@@ -149,7 +149,7 @@ def test_the_film_of_a_seed_for_its_page(hopper, capsys):
 
 @needs_pictures
 def test_a_film_for_a_page_stops_and_its_episode_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "_MOST", 4)
+    monkeypatch.setattr(video, "MOST", 4)
     episode = video.film(load_policy(save_one(tmp_path, "robotics/FetchReach-v4")), tmp_path / "film")
     assert episode.length == 50 and len(frames_of(tmp_path / "film/policy.mp4")[0]) == 4
 

@@ -168,7 +168,7 @@ def test_a_policy_on_a_frozen_encoder_keeps_it(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("tokenizers", "args", "words"),
     [
-        ({"audio": AudioTokenizerConfig()}, [], "this encoder reads audio, and an environment gives pictures alone"),
+        ({"audio": AudioTokenizerConfig()}, [], "reads audio, and an environment gives pictures and states"),
         (
             {"image": ImageTokenizerConfig(image_size=16, patch_size=8)},
             ["--size", "64", "64"],

@@ -16,20 +16,26 @@ from mmssl.methods.base import Method
 from mmssl.methods.joint import JointAutoencoder
 from mmssl.registry import METHODS
 from mmssl.report.modalities import read_modalities
+from mmssl.tokenizers.vector import VECTORS
 from mmssl.training.pictures import save_pictures
 
 TINY = {
     "size": "custom", "dim": 16, "depth": 2, "heads": 2, "image_size": 16, "patch_size": 4, "frames": 4, "tubelet": 2,
     "mel_bins": 16, "mask_ratio": 0.5, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "views": ("a", "b"),
     "text_length": 8, "budget": 10, "classes": 5, "text_dim": 16, "text_depth": 1, "text_heads": 2, "joint_dim": 8,
+    "width": 8, "reward_dim": 16,
 }  # fmt: skip
 SOUND = {"frames": 32}  # in place of these, where there are mel bins
-CANDIDATES = {"image": (3, 16, 16), "video": (4, 3, 16, 16), "pair": (2, 3, 16, 16), "audio": (1, 5000)}
+WIDTH = 3  # of vectors
+CANDIDATES = {"image": (3, 16, 16), "video": (4, 3, 16, 16), "pair": (2, 3, 16, 16), "five": (5, 3, 16, 16)}
+CANDIDATES |= {"audio": (1, 5000)}
 
 
 def tiny(name: str):
     fields = {field.name for field in dataclasses.fields(METHODS.get(name).config_class)}
     wanted = TINY | SOUND if "mel_bins" in fields else TINY
+    vectors = getattr(METHODS.get(name).config_class(), "widths", None)
+    wanted = wanted | ({"widths": dict.fromkeys(vectors, WIDTH)} if vectors else {})
     torch.manual_seed(0)
     return mmssl.create_method(name, **{key: value for key, value in wanted.items() if key in fields})
 
@@ -45,17 +51,22 @@ def sample_of(name: str, n: int, generator: torch.Generator) -> dict[str, torch.
         return {"text": ids * mask, "text_mask": mask}
     if kind == "segmentation":
         return {name: torch.randint(0, 5, (n, 16, 16), generator=generator)}
+    if kind in VECTORS:
+        valid = torch.arange(4)[None] < torch.tensor([4, 4, 2, 3])[:n, None]
+        return {name: torch.randn(n, 4, WIDTH, generator=generator) * valid[..., None], "valid": valid}
     if kind == "depth":
         return {name: 1 + torch.rand(n, 1, 16, 16, generator=generator)}
     x = torch.randint(0, 256, (n, *CANDIDATES[kind]), dtype=torch.uint8, generator=generator)
-    return {"video" if name == "pair" else name: 0.001 * (x.float() - 127.5) if kind == "audio" else x}
+    return {"video" if name in ("pair", "five") else name: 0.001 * (x.float() - 127.5) if kind == "audio" else x}
 
 
 def batch_for(method, n: int = 4) -> dict[str, torch.Tensor]:
     """All that the method's encoders read; or, where its check refuses that, the first kind of batch that it takes."""
     generator, refused = torch.Generator().manual_seed(1), []
     encoders = [module for module in method.modules() if isinstance(module, Encoder)]
-    for names in ([m for encoder in encoders for m in encoder.modalities], *([name] for name in CANDIDATES)):
+    read = [m for encoder in encoders for m in encoder.modalities]
+    beside = [m for m in read if m == "text"]
+    for names in (read, *([name, *beside] for name in CANDIDATES)):
         batch = {"index": torch.arange(n)}
         for name in names:
             batch |= sample_of(name, n, generator)

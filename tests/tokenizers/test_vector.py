@@ -82,6 +82,7 @@ def test_other_positions():
     assert VectorTokenizer(SMALL, "proprio", 8, "none").pos_embed.abs().max() == 0
     own = VectorTokenizer(SMALL, "proprio", 8).pos_embed
     assert torch.equal(VectorTokenizer(SMALL, "proprio", 8, "sincos_row").pos_embed, own)
+    assert torch.equal(VectorTokenizer(SMALL, "proprio", 8, "sincos_half").pos_embed, own / 2)  # MTM
     assert not torch.equal(VectorTokenizer(SMALL, "proprio", 8, "sinusoid").pos_embed, own)
     with pytest.raises(MmsslError, match="vectors have 'sincos' or 'learned' ones"):
         VectorTokenizer(SMALL, "proprio", 8, "separable")

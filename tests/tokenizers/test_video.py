@@ -191,3 +191,15 @@ def test_good_input_passes_and_the_registry_knows_it():
     assert TOKENIZERS.get("video") is VideoTokenizer
     config = VideoTokenizerConfig(frames=8, image_size=32)
     assert from_dict(TokenizerConfig, to_dict(config)) == config
+
+
+def test_padding_of_trajectories():
+    clips = torch.zeros(2, 4, 3, 16, 16)
+    config = VideoTokenizerConfig(frames=4, image_size=16, patch_size=8, tubelet=2)
+    video = VideoTokenizer(config, "video", 16)
+    valid = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    real = video.padding({"video": clips, "valid": valid})
+    assert real.tolist() == [[True] * 8, [True] * 4 + [False] * 4]
+    assert video.padding({"video": clips}) is None
+    half = VideoTokenizer(config, "video", 16, "sincos_half")
+    assert torch.equal(half.pos_embed, video.pos_embed / 2)
