@@ -62,7 +62,7 @@ def test_a_run_gives_an_encoder_and_goes_on_bit_for_bit(manifest, tmp_path):
         for file in late.iterdir():
             file.unlink()
         late.rmdir()
-    assert_same(weights(pretrain(config, parted)), weights(whole))
+    assert_same(weights(pretrain(config, parted).path), weights(whole.path))
 
 
 def test_what_the_method_needs_of_the_data_is_one_sentence(manifest, tmp_path):
