@@ -3,11 +3,15 @@
     python benchmarks/trajectories.py                              # 100 made-up episodes of 1,000 steps, 17 + 6 numbers
     python benchmarks/trajectories.py --data /path/to/recording    # the folder of any Minari data set
 
-Both sides give every window of four steps of states, actions and returns once an epoch, as tensors of batches, and are
-run in turn, several times, in one process on one thread; time is the process's own, so that other work on the machine
-does not count. Ours draws a new order of all windows each epoch, where Minari's windows come in the order of the
-episodes. Minari's side is given the fast way to cut an episode, all its windows by one strided view; beside it stands
-the plain way, a slice a window. What ours needs once, to open the data, is printed too.
+Both sides give windows of four steps of states, actions and returns as tensors of batches, and are run in turn, several
+times, in one process on one thread; time is the process's own, so that other work on the machine does not count. Ours
+draws a new order of all windows each epoch, as training needs it; opening the data, once, is timed by itself. Minari's
+iteration reads the file anew each epoch. Its windows come
+
+    in order, strided    in the order of the episodes, each episode cut by one strided view: no order to train
+                         in, but the most that this iteration can give
+    in order, sliced     the plain way, a slice a window
+    in random order      as ours: the episodes of a batch's windows are asked for by their numbers; a few batches only
 """
 
 import os
@@ -32,6 +36,7 @@ from mmssl.data.trajectory_sampling import TrajectorySampling
 from mmssl.data.trajectory_writing import write_trajectories
 
 MODALITIES = ("state", "action", "return")
+BATCHES = 4  # of Minari's windows in random order
 
 
 @dataclass
@@ -61,15 +66,12 @@ def made_up(root: Path, episodes: int = 100, steps: int = 1000) -> Path:
 def minari_windows(dataset: minari.MinariDataset, length: int, strided: bool) -> Iterator[dict[str, np.ndarray]]:
     """The windows (n, T, D) of one episode after the other; without `strided` one window after the other (1, T, D)."""
     for episode in dataset.iterate_episodes():
-        seen = episode.observations
-        state = np.asarray(seen["state"] if isinstance(seen, dict) else seen, np.float32)[: len(episode.actions)]
-        reward = np.asarray(episode.rewards, np.float32)[:, None]
-        arrays = dict(zip(MODALITIES, (state, episode.actions, returns_to_go(reward, "average")), strict=True))
+        arrays = arrays_of(episode)
         if strided:
             view = np.lib.stride_tricks.sliding_window_view
             yield {key: view(x, length, 0).swapaxes(1, 2) for key, x in arrays.items()}
             continue
-        for first in range(len(state) - length + 1):
+        for first in range(len(arrays["state"]) - length + 1):
             yield {key: x[None, first : first + length] for key, x in arrays.items()}
 
 
@@ -89,6 +91,27 @@ def minari_batches(dataset: minari.MinariDataset, settings: Settings, strided: b
         yield {key: torch.from_numpy(np.concatenate([p[key] for p in held])) for key in MODALITIES}
 
 
+def minari_random(dataset: minari.MinariDataset, settings: Settings, order: np.ndarray) -> Iterator[dict[str, Tensor]]:
+    """A few batches of windows in random order: `order` (N, 2) holds the episode and the first step of each."""
+    for first in range(0, min(len(order), BATCHES * settings.batch), settings.batch):
+        chosen = order[first : first + settings.batch]
+        episodes = {int(e.id): e for e in dataset.iterate_episodes(np.unique(chosen[:, 0]).tolist())}
+        rows: dict[str, list[np.ndarray]] = {key: [] for key in MODALITIES}
+        arrays = {number: arrays_of(episode) for number, episode in episodes.items()}
+        for number, step in chosen.tolist():
+            for key, x in arrays[number].items():
+                rows[key].append(x[step : step + settings.length])
+        yield {key: torch.from_numpy(np.stack(parts)) for key, parts in rows.items()}
+
+
+def arrays_of(episode: minari.EpisodeData) -> dict[str, np.ndarray]:
+    """Modality -> (T, D) of one episode."""
+    seen = episode.observations
+    state = np.asarray(seen["state"] if isinstance(seen, dict) else seen, np.float32)[: len(episode.actions)]
+    reward = np.asarray(episode.rewards, np.float32)[:, None]
+    return dict(zip(MODALITIES, (state, episode.actions, returns_to_go(reward, "average")), strict=True))
+
+
 def rate(epoch: Callable[[], Iterator[dict[str, Tensor]]]) -> float:
     """Windows a second of the process's own time."""
     begun = time.process_time()
@@ -105,11 +128,14 @@ def loader(settings: Settings, root: Path) -> None:
     sampling = TrajectorySampling(settings.length, MODALITIES, short="skip")
     data = open_dataset(folder, split="all", trajectory=sampling, target="none")
     print(f"{len(data):,} windows of {settings.length} steps; ours opens them in {time.process_time() - begun:.2f} s")
+    draw, starts = np.random.default_rng(0), [max(0, len(t) - settings.length + 1) for t in data.episodes]
+    places = np.concatenate([np.stack([np.full(n, e), np.arange(n)], 1) for e, n in enumerate(starts)])
     ours, epoch = Loader(data, settings.batch, drop_last=False), iter(range(1000))
     sides = {
         "ours": lambda: ours.epoch(next(epoch)),
-        "minari": lambda: minari_batches(theirs, settings, True),
-        "minari, a slice a window": lambda: minari_batches(theirs, settings, False),
+        "minari in order, strided": lambda: minari_batches(theirs, settings, True),
+        "minari in order, sliced": lambda: minari_batches(theirs, settings, False),
+        "minari in random order": lambda: minari_random(theirs, settings, draw.permutation(places)),
     }
     rates = {name: [] for name in sides}
     for turn in range(settings.rounds + 1):
@@ -119,7 +145,7 @@ def loader(settings: Settings, root: Path) -> None:
     for name, values in rates.items():
         ratios = sorted(mine / other for mine, other in zip(rates["ours"], values, strict=True))
         print(
-            f"  {name:26s} {statistics.median(values):10,.0f} windows/s   ours is "
+            f"  {name:25s} {statistics.median(values):10,.0f} windows/s   ours is "
             f"{statistics.median(ratios):.1f} times as fast ({ratios[0]:.1f} to {ratios[-1]:.1f})"
         )
 

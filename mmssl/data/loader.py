@@ -127,7 +127,9 @@ class Loader:
         whole, work = self.batch_size * self.world, []
         for batch in range(start, len(self)):
             rows = slice(batch * whole, (batch + 1) * whole)
-            share = (index[rows].tensor_split(self.world)[self.rank], keys[rows].tensor_split(self.world)[self.rank])
+            share = index[rows], keys[rows]
+            if self.world > 1:
+                share = tuple(x.tensor_split(self.world)[self.rank] for x in share)
             if len(share[0]):
                 work.append(share)
         return work

@@ -75,6 +75,7 @@ class TrajectoryWindows(Dataset):
         self.lacks = tuple(key for key, has in self._has.items() if not has.all())
         self.modality = self.sampling.modalities[0]
         self._table = {key: self._joined(key) for key in self.widths}
+        self._views: dict[str, Tensor] | None = None
         self.groups = torch.from_numpy(self.numbers[self._episode])
         self.choose_target({"task": "single_label"}, config.target)
         self.classes = self.tasks if self.target else None
@@ -205,7 +206,8 @@ class TrajectoryWindows(Dataset):
         if self.frames is not None:
             index, frames = self._read_frames(index, keys, augmentation)
         start, valid = self._start[index], self._valid(index)
-        batch = {key: self._gather(x, start) for key, x in self._table.items()}
+        shape = len(index), self.sampling.length
+        batch = {key: x.index_select(0, start).view(*shape, self.widths[key]) for key, x in self._every().items()}
         if not self._whole:
             batch = {key: x * valid[..., None] for key, x in batch.items()}
         present = {}
@@ -214,11 +216,18 @@ class TrajectoryWindows(Dataset):
             present = {f"present/{key}": torch.from_numpy(self._has[key][owner]) for key in self.lacks}
         return self.label({**batch, **frames, **present, "valid": valid}, index)
 
-    def _gather(self, table: Tensor, start: Tensor) -> Tensor:
-        """(B, T, D), the windows that begin at these rows; the steps of one lie side by side and are copied at once."""
-        length, width = self.sampling.length, table.shape[1]
-        every = table.as_strided((len(table) - length + 1, length * width), (width, 1))  # no copy
-        return every.index_select(0, start).view(-1, length, width)
+    def _every(self) -> dict[str, Tensor]:
+        """Modality -> (rows, T * D), the window that begins at each row; views of one memory, in which the steps of a
+        window lie side by side and are copied at once.
+        """
+        if self._views is None:
+            length = self.sampling.length
+            sizes = {key: (len(x) - length + 1, length * x.shape[1]) for key, x in self._table.items()}
+            self._views = {key: x.as_strided(sizes[key], (x.shape[1], 1)) for key, x in self._table.items()}
+        return self._views
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_views": None}  # pickled they would be copies
 
     def _valid(self, index: Tensor) -> Tensor:
         """bool (B, T): steps of windows that are no padding."""
