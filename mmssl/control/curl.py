@@ -5,7 +5,6 @@ The contrastive objective is that of `mmssl.methods.curl`. Without it, and with 
 """
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmssl.control.base import Algorithm, Spaces
+from mmssl.control.base import Spaces
 from mmssl.control.crops import random_crop
 from mmssl.control.networks import Average, Ensemble, adam, mlp, orthogonal, orthogonal_members, set_gradients
 from mmssl.control.pixel_networks import (
@@ -28,8 +27,8 @@ from mmssl.control.pixel_networks import (
     picture_layout,
 )
 from mmssl.control.policies import SquashedPolicy
-from mmssl.control.replay import Batch, Replay
-from mmssl.control.sac import SAC, Autograd, SACConfig
+from mmssl.control.replay import Batch
+from mmssl.control.sac import SAC, SACConfig
 from mmssl.errors import MmsslError
 from mmssl.methods.curl import Contrast
 from mmssl.nn.crop import check_fits
@@ -82,11 +81,9 @@ class CURLConfig(SACConfig):
             raise MmsslError("the contrast is between two crops: give crop, or set contrast to false.")
         if not 0 < self.encoder_tau <= 1:
             raise MmsslError(f"encoder_tau must lie in (0, 1], got {self.encoder_tau}.")
-        for name, least in (("layers", 1), ("filters", 1), ("features", 1), ("batch_size", 2 if self.contrast else 1)):
-            if getattr(self, name) < least:
-                raise MmsslError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        if self.encoder_lr is not None and self.encoder_lr <= 0:
-            raise MmsslError(f"encoder_lr must be above 0, got {self.encoder_lr}.")
+        self._at_least(1, "layers", "filters", "features")
+        self._at_least(2 if self.contrast else 1, "batch_size")
+        self._above_0("encoder_lr")
         if self.compile:
             raise MmsslError("curl is not compiled; leave out compile.")
 
@@ -109,26 +106,18 @@ class CURL(SAC):
 
     config_class = CURLConfig
     wants: ClassVar[dict[str, Any]] = {"observe": "pixels", "size": (100, 100), "frame_stack": 3}
+    parts = (*SAC.parts, "contrast", "contrast_optimizer", "encoder_optimizer")
+    generators = (*SAC.generators, "crops")
 
     def __init__(self, config: CURLConfig, spaces: Spaces, seed: int, device: str = "cpu"):
-        Algorithm.__init__(self, config, spaces, seed, device)
-        channels, whole = picture_layout(spaces, config.name)
+        super().__init__(config, spaces, seed, device)
+        self.crops = torch.Generator().manual_seed(seed)
+
+    def _build(self) -> None:
+        config, actions = self.config, self.spaces.action_dim
+        channels, whole = picture_layout(self.spaces, config.name)
         self.size = tuple(config.crop or whole)
         check_fits(whole, self.size)
-        torch.manual_seed(seed)
-        self._build(channels)
-        self._build_optimizers()
-        self.target_entropy = -spaces.action_dim if config.target_entropy is None else config.target_entropy
-        self.replay = Replay(
-            spaces, config.capacity, config.discount, config.n_step, seed, device, on_disk=config.replay_folder
-        )
-        self.noise, self.crops = torch.Generator(device).manual_seed(seed), torch.Generator().manual_seed(seed)
-        self.rng = np.random.default_rng(seed)
-        self.seen, self.updates, self.due = 0, 0, 0.0
-        self.gradient = Autograd(self)
-
-    def _build(self, channels: int) -> None:
-        config, actions = self.config, self.spaces.action_dim
         look = Look(channels, self.size, config.layers, config.filters, "delta")
         wide = config.features + self.spaces.vector_width
         body = orthogonal(mlp((wide, *config.hidden, 2 * actions)))
@@ -137,25 +126,21 @@ class CURL(SAC):
         heads = orthogonal_members(Ensemble((wide + actions, *config.hidden, 1)))
         self.critic = PixelCritic(look, code(look.width, config.features), heads).to(self.device)
         self.target_critic, self.contrast = copy.deepcopy(self.critic), Contrast(config.features).to(self.device)
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(config.alpha), device=self.device))
         online, target = (nn.ModuleList([c.look, c.code]) for c in (self.critic, self.target_critic))
         self.encoder_average = Average(online, target)
         self.average = Average(self.critic.heads, self.target_critic.heads)
 
     def _build_optimizers(self) -> None:
+        super()._build_optimizers()
         config, encoder = self.config, [*self.critic.look.parameters(), *self.critic.code.parameters()]
-        self.critic_optimizer = adam(self.critic.parameters(), config.critic_lr or config.lr)
-        self.actor_optimizer = adam(self.actor.net.own, config.lr)
-        self.alpha_optimizer = adam([self.log_alpha], config.alpha_lr or config.lr, betas=(config.alpha_beta, 0.999))
+        self.actor_optimizer = adam(self.actor.net.own, config.lr)  # without the convolutions
         self.contrast_optimizer = adam([*encoder, self.contrast.weight], config.encoder_lr or config.lr)
         self.encoder_optimizer = adam(encoder, config.encoder_lr or config.lr)  # the second step down one gradient
 
-    def act(self, obs: dict[str, np.ndarray], explore: bool = True) -> np.ndarray:
-        n = len(next(iter(obs.values())))
-        if explore and self.seen < self.config.random_steps:
-            return self.rng.uniform(-1, 1, (n, self.spaces.action_dim)).astype(np.float32)
-        if not explore:
-            return self.actor.act(obs)
+    def _can_write_out(self) -> bool:
+        return False  # there are no formulas for convolutions
+
+    def explore(self, obs: dict[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():
             return self.actor.draw(self.actor.net(self.actor.see(obs)).cpu().numpy(), self.rng)
 
@@ -209,13 +194,3 @@ class CURL(SAC):
         if self.config.crop is None:
             return pictures
         return random_crop(pictures, self.size, self.crops, self.config.authors_offsets)
-
-    def state_dict(self) -> dict[str, Any]:
-        more = {
-            name: getattr(self, name).state_dict() for name in ("contrast", "contrast_optimizer", "encoder_optimizer")
-        }
-        return super().state_dict() | more | {"crops": self.crops.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.crops.set_state(state["crops"])

@@ -5,16 +5,16 @@ There is no target actor and no target encoder; the encoder learns from the crit
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmssl.control.base import Algorithm, AlgorithmConfig, Spaces, Transition
+from mmssl.control.base import Spaces
 from mmssl.control.crops import bilinear_shift, draw_shifts, shift
-from mmssl.control.networks import Average, Ensemble, adam, mlp, orthogonal, orthogonal_members, step
+from mmssl.control.networks import Average, Ensemble, adam, cut_open, mlp, orthogonal, orthogonal_members, step
+from mmssl.control.off_policy import OffPolicy, OffPolicyConfig
 from mmssl.control.pixel_networks import (
     FromPixels,
     Look,
@@ -27,13 +27,12 @@ from mmssl.control.pixel_networks import (
     picture_layout,
 )
 from mmssl.control.policies import DeterministicPolicy
-from mmssl.control.replay import Batch, Replay
-from mmssl.errors import MmsslError
+from mmssl.control.replay import Batch
 from mmssl.registry import register_algorithm
 
 
 @dataclass(frozen=True)
-class DrQv2Config(AlgorithmConfig):
+class DrQv2Config(OffPolicyConfig):
     """Settings of DrQ-v2; the defaults are the authors' for tasks of medium difficulty. Steps are those of the agent,
     each of which repeats its action (twice there)."""
 
@@ -44,14 +43,10 @@ class DrQv2Config(AlgorithmConfig):
     features: int = 50
     """Width of the code between convolutions and the rest (100 for the humanoid)."""
     hidden: tuple[int, ...] = (1024, 1024)
-    """Widths of the hidden layers of actor and critics."""
     lr: float = 1e-4
-    batch_size: int = 256
-    discount: float = 0.99
     n_step: int = 3
-    """Steps of a return (1 for walker-walk)."""
+    """Steps of a return before the critics' value (1 for walker-walk)."""
     tau: float = 0.01
-    """Part of the way that the target critics go at each update."""
     pad: int = 4
     """Largest shift of a picture in pixels."""
     bilinear: bool = False
@@ -64,25 +59,12 @@ class DrQv2Config(AlgorithmConfig):
     noise_clip: float = 0.3
     """Largest absolute value of the noise in learning."""
     random_steps: int = 2000
-    """Environment steps with random actions, before which nothing is learned."""
-    capacity: int = 1_000_000
-    """Transitions kept; the oldest go first."""
-    replay_folder: Path | None = None
-    """A folder on a disk for the replay, in place of memory."""
     updates_per_step: float = 0.5
-    """Updates for each environment step."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.discount <= 1 or not 0 < self.tau <= 1:
-            raise MmsslError(f"discount and tau must lie in (0, 1], got {self.discount} and {self.tau}.")
-        for name in ("layers", "filters", "features", "batch_size", "n_step", "noise_steps", "capacity"):
-            if getattr(self, name) < 1:
-                raise MmsslError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("pad", "noise_start", "noise_end", "noise_clip", "random_steps"):
-            if getattr(self, name) < 0:
-                raise MmsslError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.lr <= 0 or self.updates_per_step <= 0:
-            raise MmsslError(f"lr and updates_per_step must be above 0, got {self.lr} and {self.updates_per_step}.")
+        super().__post_init__()
+        self._at_least(1, "layers", "filters", "features", "noise_steps")
+        self._at_least(0, "pad", "noise_start", "noise_end", "noise_clip")
 
 
 class PixelActor(FromPixels, DeterministicPolicy):
@@ -90,16 +72,16 @@ class PixelActor(FromPixels, DeterministicPolicy):
 
 
 @register_algorithm("drqv2")
-class DrQv2(Algorithm):
+class DrQv2(OffPolicy):
     """Critics on n-step returns, an actor that climbs the smaller of them, noise that falls with time."""
 
     config_class = DrQv2Config
     wants: ClassVar[dict[str, Any]] = {"observe": "pixels", "size": (84, 84), "frame_stack": 3}
+    generators = (*OffPolicy.generators, "shifts")
 
     def __init__(self, config: DrQv2Config, spaces: Spaces, seed: int, device: str = "cpu"):
         super().__init__(config, spaces, seed, device)
         channels, size = picture_layout(spaces, config.name)
-        torch.manual_seed(seed)
         look = Look(channels, size, config.layers, config.filters, "orthogonal", offset=0.5)
         wide, actions = config.features + spaces.vector_width, spaces.action_dim
         body = orthogonal(mlp((wide, *config.hidden, actions), last=nn.Tanh()))
@@ -112,12 +94,7 @@ class DrQv2(Algorithm):
         self.average = Average(online, target)  # its convolutions are never looked through
         self.critic_optimizer = adam(self.critic.parameters(), config.lr)
         self.actor_optimizer = adam(net.own, config.lr)
-        self.replay = Replay(
-            spaces, config.capacity, config.discount, config.n_step, seed, device, on_disk=config.replay_folder
-        )
-        self.noise, self.shifts = torch.Generator(device).manual_seed(seed), torch.Generator().manual_seed(seed)
-        self.rng = np.random.default_rng(seed)
-        self.seen, self.due = 0, 0.0
+        self.shifts = torch.Generator().manual_seed(seed)
 
     @property
     def sigma(self) -> float:
@@ -125,27 +102,10 @@ class DrQv2(Algorithm):
         c, done = self.config, min(self.seen / self.config.noise_steps, 1.0)
         return (1 - done) * c.noise_start + done * c.noise_end
 
-    def act(self, obs: dict[str, np.ndarray], explore: bool = True) -> np.ndarray:
-        n = len(next(iter(obs.values())))
-        if explore and self.seen < self.config.random_steps:
-            return self.rng.uniform(-1, 1, (n, self.spaces.action_dim)).astype(np.float32)
+    def explore(self, obs: dict[str, np.ndarray]) -> np.ndarray:
         action = self.actor.act(obs)
-        if explore:
-            action = action + self.rng.normal(0, self.sigma, action.shape)
+        action = action + self.rng.normal(0, self.sigma, action.shape)
         return action.clip(-1, 1).astype(np.float32)
-
-    def observe(self, transition: Transition) -> None:
-        self.replay.add(transition)
-        steps = int(transition.valid.sum())
-        self.due += steps * self.config.updates_per_step if self.seen >= self.config.random_steps else 0
-        self.seen += steps
-
-    def update(self) -> dict[str, Tensor]:
-        scalars: dict[str, Tensor] = {}
-        while self.due >= 1 and len(self.replay):
-            self.due -= 1
-            scalars |= self.learn(self.replay.sample(self.config.batch_size))
-        return scalars
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:
         """One update from a batch: encoder and critics, then the actor on the same map, then the target."""
@@ -180,23 +140,4 @@ class DrQv2(Algorithm):
     def sample(self, mean: Tensor) -> Tensor:
         """Actions around their means (B, A), cut to the open range; the gradient goes through the cut as if uncut."""
         drawn = torch.randn(mean.shape, generator=self.noise, device=mean.device, dtype=mean.dtype) * self.sigma
-        action = mean + drawn.clamp(-self.config.noise_clip, self.config.noise_clip)
-        return action + (action.clamp(-1 + 1e-6, 1 - 1e-6) - action).detach()
-
-    def policy(self) -> nn.Module:
-        return self.actor
-
-    def state_dict(self) -> dict[str, Any]:
-        parts = ("actor", "critic", "target_critic", "actor_optimizer", "critic_optimizer", "replay")
-        state = {name: getattr(self, name).state_dict() for name in parts}
-        generators = {"noise": self.noise.get_state(), "shifts": self.shifts.get_state()}
-        return state | generators | {"seen": self.seen, "due": self.due, "rng": self.rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            if hasattr(getattr(self, name), "load_state_dict"):
-                getattr(self, name).load_state_dict(value)
-        self.seen, self.due = state["seen"], state["due"]
-        self.noise.set_state(state["noise"])
-        self.shifts.set_state(state["shifts"])
-        self.rng.bit_generator.state = state["rng"]
+        return cut_open(mean + drawn.clamp(-self.config.noise_clip, self.config.noise_clip))

@@ -74,6 +74,11 @@ def outputs_of(net: nn.Module, device: str) -> Callable[[np.ndarray], np.ndarray
     return outputs
 
 
+def cut_open(action: Tensor) -> Tensor:
+    """Actions cut to the open range (-1, 1); the gradient goes through as if nothing was cut (DrQ-v2)."""
+    return action + (action.clamp(-1 + 1e-6, 1 - 1e-6) - action).detach()
+
+
 class Ensemble(nn.Module):
     """Several critics of one shape as one network: each layer is one product of a batch of matrices.
 

@@ -10,30 +10,28 @@ and critic_lr 1e-3, alpha 0.1 with alpha_lr 1e-4, alpha_beta 0.5 and alpha_loss 
 import copy
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmssl.control.base import Algorithm, AlgorithmConfig, Spaces, Transition
-from mmssl.control.networks import Average, Ensemble, adam, compiled, mlp, outputs_of, set_gradients, vector_layout
+from mmssl.control import off_policy
+from mmssl.control.base import Spaces
+from mmssl.control.networks import Average, Ensemble, adam, mlp, outputs_of, set_gradients, vector_layout
+from mmssl.control.off_policy import OffPolicy, OffPolicyConfig
 from mmssl.control.policies import SquashedPolicy, side_by_side
-from mmssl.control.replay import Batch, Replay
+from mmssl.control.replay import Batch
 from mmssl.control.scratch import Memory, ScratchNet
 from mmssl.errors import MmsslError
 from mmssl.registry import register_algorithm
 
 
 @dataclass(frozen=True)
-class SACConfig(AlgorithmConfig):
+class SACConfig(OffPolicyConfig):
     """Settings of SAC; the defaults are Stable-Baselines3's."""
 
     name: str = "sac"
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers of actor and critics."""
-    lr: float = 3e-4
     critic_lr: float | None = None
     """Of the critics; null for `lr`."""
     alpha_lr: float | None = None
@@ -51,53 +49,29 @@ class SACConfig(AlgorithmConfig):
     """Range of the logarithm of the actor's deviation."""
     log_std_map: Literal["clamp", "tanh"] = "clamp"
     """How it is kept there."""
-    batch_size: int = 256
-    discount: float = 0.99
-    n_step: int = 1
-    """Steps of a return before the critics' value."""
-    tau: float = 0.005
-    """Part of the way that the target critics go."""
     actor_freq: int = 1
     """Updates to one of actor and alpha."""
     actor_repeats: int = 1
     """How many updates of actor and alpha follow each other then, with noise of their own."""
     target_freq: int = 1
     """Updates to one of the targets."""
-    random_steps: int = 100
-    """Environment steps with random actions, before which nothing is learned."""
-    capacity: int = 1_000_000
-    """Transitions kept; the oldest go first."""
-    replay_folder: Path | None = None
-    """A folder on a disk for the replay, in place of memory."""
-    updates_per_step: float = 1.0
-    """Updates for each environment step."""
     written_out: bool = True
     """Gradients by formulas on a CPU; else by autograd. The same numbers but for rounding."""
     compile: bool = False
     """Compile the losses, on a GPU into CUDA graphs, in place of `written_out`; there is nothing in it on a CPU."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.discount <= 1 or not 0 < self.tau <= 1:
-            raise MmsslError(f"discount and tau must lie in (0, 1], got {self.discount} and {self.tau}.")
-        for name in ("batch_size", "n_step", "actor_freq", "actor_repeats", "target_freq", "capacity"):
-            if getattr(self, name) < 1:
-                raise MmsslError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("lr", "critic_lr", "alpha_lr", "alpha", "updates_per_step"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise MmsslError(f"{name} must be above 0, got {getattr(self, name)}.")
-        if self.random_steps < 0 or not 0 <= self.alpha_beta < 1:
-            raise MmsslError(
-                f"random_steps must be 0 or more and alpha_beta lie in [0, 1), got {self.random_steps} and "
-                f"{self.alpha_beta}."
-            )
+        super().__post_init__()
+        self._at_least(1, "actor_freq", "actor_repeats", "target_freq")
+        self._above_0("critic_lr", "alpha_lr", "alpha")
+        if not 0 <= self.alpha_beta < 1:
+            raise MmsslError(f"alpha_beta must lie in [0, 1), got {self.alpha_beta}.")
         if self.log_std[0] >= self.log_std[1]:
             raise MmsslError(f"log_std must be a lower and a higher bound, got {list(self.log_std)}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise MmsslError(f"hidden must be widths of at least 1, got {list(self.hidden)}.")
 
 
 @register_algorithm("sac")
-class SAC(Algorithm):
+class SAC(OffPolicy):
     """Two critics of return and entropy, and an actor that is drawn towards what they value, as widely as alpha says.
 
     Attributes:
@@ -105,51 +79,39 @@ class SAC(Algorithm):
     """
 
     config_class = SACConfig
+    parts = (*OffPolicy.parts, "alpha_optimizer")
+    counters = (*OffPolicy.counters, "updates")
 
     def __init__(self, config: SACConfig, spaces: Spaces, seed: int, device: str = "cpu"):
         super().__init__(config, spaces, seed, device)
-        width, actions = vector_layout(spaces, config.name)
-        torch.manual_seed(seed)
+        self._build()
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(config.alpha), device=device))
+        self.target_entropy = -spaces.action_dim if config.target_entropy is None else config.target_entropy
+        self._build_optimizers()
+        self.updates = 0
+        self.gradient = (WrittenOut if self._can_write_out() else Autograd)(self)
+
+    def _build(self) -> None:
+        config, (width, actions) = self.config, vector_layout(self.spaces, self.config.name)
         net = mlp((width, *config.hidden, 2 * actions))
-        self.actor = SquashedPolicy(net, config.log_std, config.log_std_map == "tanh").to(device)
-        self.critic = Ensemble((width + actions, *config.hidden, 1)).to(device)
+        self.actor = SquashedPolicy(net, config.log_std, config.log_std_map == "tanh").to(self.device)
+        self.critic = Ensemble((width + actions, *config.hidden, 1)).to(self.device)
         self.target_critic = copy.deepcopy(self.critic)
         self.average = Average(self.critic, self.target_critic)
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(config.alpha), device=device))
-        self.target_entropy = -actions if config.target_entropy is None else config.target_entropy
+        self.outputs = outputs_of(net, self.device)
+
+    def _build_optimizers(self) -> None:
+        config = self.config
         self.actor_optimizer = adam(self.actor.parameters(), config.lr)
         self.critic_optimizer = adam(self.critic.parameters(), config.critic_lr or config.lr)
         self.alpha_optimizer = adam([self.log_alpha], config.alpha_lr or config.lr, betas=(config.alpha_beta, 0.999))
-        self.outputs = outputs_of(net, device)
-        self.replay = Replay(
-            spaces, config.capacity, config.discount, config.n_step, seed, device, on_disk=config.replay_folder
-        )
-        self.noise = torch.Generator(device).manual_seed(seed)
-        self.rng = np.random.default_rng(seed)
-        self.seen, self.updates, self.due = 0, 0, 0.0
-        written_out = (
-            config.written_out and not config.compile and ScratchNet.fits(net) and ScratchNet.fits(self.critic)
-        )
-        self.gradient = (WrittenOut if written_out else Autograd)(self)
 
-    def act(self, obs: dict[str, np.ndarray], explore: bool = True) -> np.ndarray:
-        n = len(next(iter(obs.values())))
-        if explore and self.seen < self.config.random_steps:
-            return self.rng.uniform(-1, 1, (n, self.spaces.action_dim)).astype(np.float32)
-        return self.actor.draw(self.outputs(side_by_side(obs)), self.rng) if explore else self.actor.act(obs)
+    def _can_write_out(self) -> bool:
+        wanted = self.config.written_out and not self.config.compile
+        return wanted and ScratchNet.fits(self.actor.net) and ScratchNet.fits(self.critic)
 
-    def observe(self, transition: Transition) -> None:
-        self.replay.add(transition)
-        steps = int(np.count_nonzero(transition.valid))
-        self.due += steps * self.config.updates_per_step if self.seen >= self.config.random_steps else 0
-        self.seen += steps
-
-    def update(self) -> dict[str, Tensor]:
-        scalars: dict[str, Tensor] = {}
-        while self.due >= 1 and len(self.replay):
-            self.due -= 1
-            scalars |= self.learn(self.replay.sample(self.config.batch_size))
-        return scalars
+    def explore(self, obs: dict[str, np.ndarray]) -> np.ndarray:
+        return self.actor.draw(self.outputs(side_by_side(obs)), self.rng)
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:
         """One update from a batch: the critics; actor and alpha; the targets."""
@@ -200,36 +162,16 @@ class SAC(Algorithm):
     def _noise(self, count: int) -> Tensor:
         return torch.randn(count, self.spaces.action_dim, generator=self.noise, device=self.device)
 
-    def policy(self) -> nn.Module:
-        return self.actor
-
     def state_dict(self) -> dict[str, Any]:
-        parts = ("actor", "critic", "target_critic", "actor_optimizer", "critic_optimizer", "alpha_optimizer", "replay")
-        state = {name: getattr(self, name).state_dict() for name in parts}
-        numbers = {"seen": self.seen, "updates": self.updates, "due": self.due, "log_alpha": self.log_alpha.detach()}
-        return state | numbers | {"noise": self.noise.get_state(), "rng": self.rng.bit_generator.state}
+        return super().state_dict() | {"log_alpha": self.log_alpha.detach()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            if hasattr(getattr(self, name), "load_state_dict"):
-                getattr(self, name).load_state_dict(value)
-        self.seen, self.updates, self.due = state["seen"], state["updates"], state["due"]
+        super().load_state_dict(state)
         self.log_alpha.data.copy_(state["log_alpha"])
-        self.noise.set_state(state["noise"])
-        self.rng.bit_generator.state = state["rng"]
 
 
-class Autograd:
+class Autograd(off_policy.Autograd):
     """Gradients of the losses, into the parameters' `grad`; each call gives the loss, the actor's the density too."""
-
-    def __init__(self, owner: SAC):
-        self.owner, losses = owner, (owner.critic_loss, owner.actor_loss)
-        self.critic_loss, self.actor_loss = (
-            compiled(loss, owner.device) if owner.config.compile else loss for loss in losses
-        )
-
-    def critic(self, batch: Batch, noise: Tensor) -> Tensor:
-        return set_gradients(self.owner.critic_optimizer, self.critic_loss(batch, noise))
 
     def actor(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         loss, density = self.actor_loss(obs, noise)

@@ -7,47 +7,36 @@ first layer of each network. Its numbers there: lr 1e-4, batch_size 1024, tau 0.
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmssl.control.base import Algorithm, AlgorithmConfig, Spaces, Transition
+from mmssl.control.base import Spaces
 from mmssl.control.networks import (
     Average,
     Ensemble,
     adam,
-    compiled,
+    cut_open,
     mlp,
     orthogonal,
     orthogonal_members,
     outputs_of,
-    set_gradients,
     vector_layout,
 )
+from mmssl.control.off_policy import Autograd, OffPolicy, OffPolicyConfig
 from mmssl.control.policies import DeterministicPolicy, side_by_side
-from mmssl.control.replay import Batch, Replay
+from mmssl.control.replay import Batch
 from mmssl.control.scratch import Memory, ScratchNet
-from mmssl.errors import MmsslError
 from mmssl.registry import register_algorithm
 
 
 @dataclass(frozen=True)
-class TD3Config(AlgorithmConfig):
+class TD3Config(OffPolicyConfig):
     """Settings of TD3; the defaults are the author's code (sfujim/TD3)."""
 
     name: str = "td3"
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers of actor and critics."""
-    lr: float = 3e-4
-    batch_size: int = 256
-    discount: float = 0.99
-    n_step: int = 1
-    """Steps of a return before the critics' value."""
-    tau: float = 0.005
-    """Part of the way that the targets go at each update."""
     policy_noise: float = 0.2
     """Standard deviation of the noise on target actions, of half the action range."""
     noise_clip: float = 0.5
@@ -57,13 +46,6 @@ class TD3Config(AlgorithmConfig):
     exploration: float = 0.1
     """Standard deviation of the noise on actions in training."""
     random_steps: int = 25_000
-    """Environment steps with random actions, before which nothing is learned."""
-    capacity: int = 1_000_000
-    """Transitions kept; the oldest go first."""
-    replay_folder: Path | None = None
-    """A folder on a disk for the replay, in place of memory."""
-    updates_per_step: float = 1.0
-    """Updates for each environment step."""
     variant: Literal["author", "drqv2"] = "author"
     written_out: bool = True
     """Gradients by formulas on a CPU, for the author's variant; else by autograd. The same numbers but for rounding."""
@@ -71,30 +53,22 @@ class TD3Config(AlgorithmConfig):
     """Compile the losses, on a GPU into CUDA graphs, in place of `written_out`; there is nothing in it on a CPU."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.discount <= 1 or not 0 < self.tau <= 1:
-            raise MmsslError(f"discount and tau must lie in (0, 1], got {self.discount} and {self.tau}.")
-        for name in ("batch_size", "n_step", "policy_freq", "capacity"):
-            if getattr(self, name) < 1:
-                raise MmsslError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("policy_noise", "noise_clip", "exploration", "random_steps"):
-            if getattr(self, name) < 0:
-                raise MmsslError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.lr <= 0 or self.updates_per_step <= 0:
-            raise MmsslError(f"lr and updates_per_step must be above 0, got {self.lr} and {self.updates_per_step}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise MmsslError(f"hidden must be widths of at least 1, got {list(self.hidden)}.")
+        super().__post_init__()
+        self._at_least(1, "policy_freq")
+        self._at_least(0, "policy_noise", "noise_clip", "exploration")
 
 
 @register_algorithm("td3")
-class TD3(Algorithm):
+class TD3(OffPolicy):
     """Two critics whose smaller value is the target, a smoothed target action, and an actor that learns less often."""
 
     config_class = TD3Config
+    parts = (*OffPolicy.parts, "target_actor")
+    counters = (*OffPolicy.counters, "updates")
 
     def __init__(self, config: TD3Config, spaces: Spaces, seed: int, device: str = "cpu"):
         super().__init__(config, spaces, seed, device)
         width, actions = vector_layout(spaces, config.name)
-        torch.manual_seed(seed)
         self.author = config.variant == "author"
         self._build(width, actions)
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
@@ -102,12 +76,7 @@ class TD3(Algorithm):
         self.actor_optimizer = adam(self.actor.parameters(), config.lr)
         self.critic_optimizer = adam(self.critic.parameters(), config.lr)
         self.outputs = outputs_of(self.actor.net, device)
-        self.replay = Replay(
-            spaces, config.capacity, config.discount, config.n_step, seed, device, on_disk=config.replay_folder
-        )
-        self.noise = torch.Generator(device).manual_seed(seed)
-        self.rng = np.random.default_rng(seed)
-        self.seen, self.updates, self.due = 0, 0, 0.0
+        self.updates = 0
         self.gradient = (WrittenOut if self._can_write_out() else Autograd)(self)
 
     def _can_write_out(self) -> bool:
@@ -124,28 +93,10 @@ class TD3(Algorithm):
             critic = orthogonal_members(Ensemble(sizes, normed=True))
         self.actor, self.critic = DeterministicPolicy(net).to(self.device), critic.to(self.device)
 
-    def act(self, obs: dict[str, np.ndarray], explore: bool = True) -> np.ndarray:
-        n = len(next(iter(obs.values())))
-        if explore and self.seen < self.config.random_steps:
-            return self.rng.uniform(-1, 1, (n, self.spaces.action_dim)).astype(np.float32)
-        if not explore:
-            return self.actor.act(obs)
+    def explore(self, obs: dict[str, np.ndarray]) -> np.ndarray:
         action = self.outputs(side_by_side(obs))
         action = action + self.config.exploration * self.rng.standard_normal(action.shape, np.float32)
         return np.minimum(np.maximum(action, np.float32(-1)), np.float32(1))
-
-    def observe(self, transition: Transition) -> None:
-        self.replay.add(transition)
-        steps = int(np.count_nonzero(transition.valid))
-        self.due += steps * self.config.updates_per_step if self.seen >= self.config.random_steps else 0
-        self.seen += steps
-
-    def update(self) -> dict[str, Tensor]:
-        scalars: dict[str, Tensor] = {}
-        while self.due >= 1 and len(self.replay):
-            self.due -= 1
-            scalars |= self.learn(self.replay.sample(self.config.batch_size))
-        return scalars
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:
         """One update from a batch: the critics always, actor and targets every `policy_freq` times."""
@@ -178,50 +129,15 @@ class TD3(Algorithm):
 
     def _cut(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1]; in the variant in the open range, and the gradient goes through as if nothing was cut."""
-        if self.author:
-            return action.clamp(-1, 1)
-        return action + (action.clamp(-1 + 1e-6, 1 - 1e-6) - action).detach()
+        return action.clamp(-1, 1) if self.author else cut_open(action)
 
     def _noise(self, like: Tensor) -> Tensor:
         drawn = torch.randn(like.shape, generator=self.noise, device=like.device, dtype=like.dtype)
         return drawn.mul_(self.config.policy_noise).clamp_(-self.config.noise_clip, self.config.noise_clip)
 
-    def policy(self) -> nn.Module:
-        return self.actor
-
-    def state_dict(self) -> dict[str, Any]:
-        parts = ("actor", "critic", "target_actor", "target_critic", "actor_optimizer", "critic_optimizer", "replay")
-        state = {name: getattr(self, name).state_dict() for name in parts}
-        numbers = {"seen": self.seen, "updates": self.updates, "due": self.due}
-        return state | numbers | {"noise": self.noise.get_state(), "rng": self.rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            if hasattr(getattr(self, name), "load_state_dict"):
-                getattr(self, name).load_state_dict(value)
-        self.seen, self.updates, self.due = state["seen"], state["updates"], state["due"]
-        self.noise.set_state(state["noise"])
-        self.rng.bit_generator.state = state["rng"]
-
-
-class Autograd:
-    """Gradients of an algorithm's losses, into the parameters' `grad`; each call gives the loss."""
-
-    def __init__(self, owner: TD3):
-        self.owner, losses = owner, (owner.critic_loss, owner.actor_loss)
-        self.critic_loss, self.actor_loss = (
-            compiled(loss, owner.device) if owner.config.compile else loss for loss in losses
-        )
-
-    def critic(self, batch: Batch, noise: Tensor) -> Tensor:
-        return set_gradients(self.owner.critic_optimizer, self.critic_loss(batch, noise))
-
-    def actor(self, obs: Tensor, noise: Tensor | None) -> Tensor:
-        return set_gradients(self.owner.actor_optimizer, self.actor_loss(obs, noise))
-
 
 class WrittenOut:
-    """The same by formulas."""
+    """What `Autograd` gives, by formulas."""
 
     def __init__(self, owner: TD3):
         memory, self.cut = Memory(), owner._cut

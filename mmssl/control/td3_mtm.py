@@ -9,24 +9,33 @@ The authors learn offline alone. Learning online, with `random_steps` at first, 
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmssl.control.base import Algorithm, AlgorithmConfig, Spaces, Transition
-from mmssl.control.networks import Average, Ensemble, adam, mlp, orthogonal, orthogonal_members, step, vector_layout
+from mmssl.control.base import Spaces
+from mmssl.control.networks import (
+    Average,
+    Ensemble,
+    adam,
+    cut_open,
+    mlp,
+    orthogonal,
+    orthogonal_members,
+    step,
+    vector_layout,
+)
+from mmssl.control.off_policy import OffPolicy, OffPolicyConfig
 from mmssl.control.policies import DeterministicPolicy
-from mmssl.control.replay import Batch, Replay
+from mmssl.control.replay import Batch
 from mmssl.control.state_reader import StateReader
 from mmssl.errors import MmsslError
 from mmssl.registry import register_algorithm
 
 
 @dataclass(frozen=True)
-class TD3MTMConfig(AlgorithmConfig):
+class TD3MTMConfig(OffPolicyConfig):
     """Settings of TD3 on a trajectory model; the defaults are the authors', but for what only learning online has."""
 
     name: str = "td3_mtm"
@@ -39,37 +48,16 @@ class TD3MTMConfig(AlgorithmConfig):
     """Widths of the hidden layers of actor and critics; LayerNorm and tanh follow the first."""
     lr: float = 1e-4
     batch_size: int = 1024
-    discount: float = 0.99
-    n_step: int = 1
-    """Steps of a return before the critics' value."""
     tau: float = 0.01
-    """Part of the way that the target critics go at each update."""
     noise: float = 0.2
     """Standard deviation of the noise on actions, in learning and in acting."""
     noise_clip: float = 0.3
     """Largest absolute value of the noise in learning."""
     random_steps: int = 2000
-    """Environment steps with random actions, before which nothing is learned."""
-    capacity: int = 1_000_000
-    """Transitions kept; the oldest go first. Offline it is as many as there are."""
-    replay_folder: Path | None = None
-    """A folder on a disk for the replay, in place of memory."""
-    updates_per_step: float = 1.0
-    """Updates for each environment step."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.discount <= 1 or not 0 < self.tau <= 1:
-            raise MmsslError(f"discount and tau must lie in (0, 1], got {self.discount} and {self.tau}.")
-        for name in ("batch_size", "n_step", "capacity"):
-            if getattr(self, name) < 1:
-                raise MmsslError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("noise", "noise_clip", "random_steps"):
-            if getattr(self, name) < 0:
-                raise MmsslError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.lr <= 0 or self.updates_per_step <= 0:
-            raise MmsslError(f"lr and updates_per_step must be above 0, got {self.lr} and {self.updates_per_step}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise MmsslError(f"hidden must be widths of at least 1, got {list(self.hidden)}.")
+        super().__post_init__()
+        self._at_least(0, "noise", "noise_clip")
         if self.end_to_end and self.state_action:
             raise MmsslError("end_to_end fine-tunes the encoder and state_action needs it frozen; set one of them.")
 
@@ -99,7 +87,7 @@ class Critics(nn.Module):
 
 
 @register_algorithm("td3_mtm")
-class TD3MTM(Algorithm):
+class TD3MTM(OffPolicy):
     """Critics on one-step returns, an actor that climbs the smaller of them, on the features of a state encoder."""
 
     config_class = TD3MTMConfig
@@ -112,18 +100,11 @@ class TD3MTM(Algorithm):
         if config.own_encoder and reader is None:
             which = "end_to_end" if config.end_to_end else "state_action"
             raise MmsslError(f"{which} needs an encoder of states; name one with --encoder.")
-        torch.manual_seed(seed)
         self._build(width, actions, reader)
         self.target_critic = copy.deepcopy(self.critic)
         self.average = Average(self.critic, self.target_critic)
         self.actor_optimizer = adam(_learned(self.actor), config.lr)
         self.critic_optimizer = adam(_learned(self.critic), config.lr)
-        self.replay = Replay(
-            spaces, config.capacity, config.discount, config.n_step, seed, device, on_disk=config.replay_folder
-        )
-        self.noise = torch.Generator(device).manual_seed(seed)
-        self.rng = np.random.default_rng(seed)
-        self.seen, self.due = 0, 0.0
 
     def _build(self, width: int, actions: int, reader: StateReader | None) -> None:
         c = self.config
@@ -138,27 +119,10 @@ class TD3MTM(Algorithm):
         self.actor = DeterministicPolicy(body if reader is None else nn.Sequential(reader, body)).to(self.device)
         self.critic = Critics(heads, own, reader if c.state_action else None).to(self.device)
 
-    def act(self, obs: dict[str, np.ndarray], explore: bool = True) -> np.ndarray:
-        n = len(next(iter(obs.values())))
-        if explore and self.seen < self.config.random_steps:
-            return self.rng.uniform(-1, 1, (n, self.spaces.action_dim)).astype(np.float32)
+    def explore(self, obs: dict[str, np.ndarray]) -> np.ndarray:
         action = self.actor.act(obs)
-        if explore:
-            action = action + self.config.noise * self.rng.standard_normal(action.shape, np.float32)
+        action = action + self.config.noise * self.rng.standard_normal(action.shape, np.float32)
         return action.clip(-1, 1).astype(np.float32)
-
-    def observe(self, transition: Transition) -> None:
-        self.replay.add(transition)
-        steps = int(np.count_nonzero(transition.valid))
-        self.due += steps * self.config.updates_per_step if self.seen >= self.config.random_steps else 0
-        self.seen += steps
-
-    def update(self) -> dict[str, Tensor]:
-        scalars: dict[str, Tensor] = {}
-        while self.due >= 1 and len(self.replay):
-            self.due -= 1
-            scalars |= self.learn(self.replay.sample(self.config.batch_size))
-        return scalars
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:
         """One update from a batch: the critics, the actor, then the target critics."""
@@ -184,25 +148,7 @@ class TD3MTM(Algorithm):
     def sample(self, mean: Tensor) -> Tensor:
         """Actions around their means (B, A), cut to the open range; the gradient goes through the cut as if uncut."""
         drawn = torch.randn(mean.shape, generator=self.noise, device=mean.device, dtype=mean.dtype) * self.config.noise
-        action = mean + drawn.clamp(-self.config.noise_clip, self.config.noise_clip)
-        return action + (action.clamp(-1 + 1e-6, 1 - 1e-6) - action).detach()
-
-    def policy(self) -> nn.Module:
-        return self.actor
-
-    def state_dict(self) -> dict[str, Any]:
-        parts = ("actor", "critic", "target_critic", "actor_optimizer", "critic_optimizer", "replay")
-        state = {name: getattr(self, name).state_dict() for name in parts}
-        numbers = {"seen": self.seen, "due": self.due}
-        return state | numbers | {"noise": self.noise.get_state(), "rng": self.rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            if hasattr(getattr(self, name), "load_state_dict"):
-                getattr(self, name).load_state_dict(value)
-        self.seen, self.due = state["seen"], state["due"]
-        self.noise.set_state(state["noise"])
-        self.rng.bit_generator.state = state["rng"]
+        return cut_open(mean + drawn.clamp(-self.config.noise_clip, self.config.noise_clip))
 
 
 def _learned(module: nn.Module) -> list[nn.Parameter]:

@@ -2,11 +2,16 @@
 
 import gymnasium as gym
 import numpy as np
+import torch
+from torch import nn
+from toy_loop import mean_reward
 
-from mmssl.control.base import Algorithm, Spaces, Transition
+from mmssl.control.base import Algorithm, Spaces
+from mmssl.control.networks import Ensemble
+from mmssl.control.replay import Batch
 from mmssl.envs.vector import VectorWorld, wrap_vec
 
-SIZE = 24
+SIZE, ACTIONS = 24, 2
 
 
 class Column(gym.Env):
@@ -51,27 +56,39 @@ def spaces_of(size: int = SIZE, **kwargs) -> Spaces:
     return Spaces(**world(size=size, **kwargs).spaces())
 
 
-def live(algorithm: Algorithm, world: VectorWorld, steps: int, obs=None) -> dict[str, np.ndarray]:
-    """Some steps of the loop; the last observation."""
-    obs = world.reset()[0] if obs is None else obs
-    for _ in range(steps):
-        begins = world.starting.copy()
-        action = algorithm.act(obs)
-        next_obs, reward, terminated, truncated, _ = world.step(action)
-        algorithm.observe(
-            Transition(obs, action, reward.astype(np.float32), terminated, truncated, next_obs, valid=~begins)
-        )
-        algorithm.update()
-        obs = next_obs
-    return obs
-
-
 def judge(algorithm: Algorithm, steps: int = 60, **kwargs) -> float:
     """Mean reward of a step of the policy, without noise; a random one has -0.5, one that stays at 0 has -0.16."""
-    fresh, policy, total = world(8, seed=99, **kwargs), algorithm.policy(), []
-    obs = fresh.reset()[0]
-    for _ in range(steps):
-        begins = fresh.starting.copy()
-        obs, reward, *_ = fresh.step(policy.act(obs))
-        total += reward[~begins].tolist()
-    return float(np.mean(total))
+    return mean_reward(algorithm, world(8, seed=99, **kwargs), steps)
+
+
+def two_frames(side: int, vectors: int = 0) -> Spaces:
+    """A stack of two pictures, numbers beside them, and `ACTIONS` actions."""
+    seen = {"image/a": ((6, side, side), np.dtype(np.uint8))}
+    seen |= {"proprio": ((vectors,), np.dtype(np.float32))} if vectors else {}
+    return Spaces(seen, ACTIONS)
+
+
+def batch_of(
+    side: int, n: int = 8, vectors: int = 0, seed: int = 0, gamma: float = 0.99, double: bool = False
+) -> Batch:
+    """Random transitions in `two_frames`, every third one of which ended; with `double` all but pixels is float64."""
+    g = torch.Generator().manual_seed(seed)
+    pixels = [torch.randint(0, 256, (n, 6, side, side), dtype=torch.uint8, generator=g) for _ in range(2)]
+    obs, later = (torch.randn(n, vectors, generator=g) for _ in range(2))
+    action, reward = torch.rand(n, ACTIONS, generator=g) * 2 - 1, torch.randn(n, generator=g)
+    numbers = [obs, action, reward, gamma * (torch.arange(n) % 3 > 0), later]
+    numbers = [x.double() for x in numbers] if double else numbers
+    return Batch(*numbers, {"image/a": pixels[0]}, {"image/a": pixels[1]})
+
+
+def plain_critics(ensemble: Ensemble) -> list[nn.Sequential]:
+    """Each critic of an ensemble as a network of its own."""
+    found = []
+    for k in range(ensemble.members):
+        layers = []
+        for weight, bias in zip(ensemble.weight, ensemble.bias, strict=True):
+            layer = nn.Linear(*weight.shape[1:])
+            layer.weight.data, layer.bias.data = weight[k].detach().T.clone(), bias[k, 0].detach().clone()
+            layers += [layer, nn.ReLU()]
+        found.append(nn.Sequential(*layers[:-1]))
+    return found

@@ -6,15 +6,18 @@ import torch
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
+from mmssl.control.base import Spaces
 from mmssl.control.replay import Batch
+
+WIDTH, ACTIONS, SIZE = 5, 3, 32
+SPACES = Spaces({"state": ((WIDTH,), np.dtype(np.float32))}, ACTIONS)
 
 
 class Nothing(gym.Env):
     """A world of which only the spaces are used."""
 
-    def __init__(self, width: int, actions: int):
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (width,), np.float32)
-        self.action_space = gym.spaces.Box(-1, 1, (actions,), np.float32)
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (WIDTH,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (ACTIONS,), np.float32)
 
 
 class OneBatch:
@@ -27,16 +30,23 @@ class OneBatch:
         return self.samples
 
 
-def batches(count: int, size: int, width: int, actions: int, gamma: float) -> list[tuple[Batch, ReplayBufferSamples]]:
+def batches(count: int, gamma: float = 0.99) -> list[tuple[Batch, ReplayBufferSamples]]:
     """The same batches as both see them; a third of the transitions are true ends."""
     draw, found = torch.Generator().manual_seed(7), []
     for _ in range(count):
-        obs, after = (torch.randn(size, width, generator=draw) for _ in range(2))
-        action = torch.rand(size, actions, generator=draw) * 2 - 1
-        reward, ended = torch.randn(size, generator=draw), (torch.rand(size, generator=draw) < 0.3).float()
+        obs, after = (torch.randn(SIZE, WIDTH, generator=draw) for _ in range(2))
+        action = torch.rand(SIZE, ACTIONS, generator=draw) * 2 - 1
+        reward, ended = torch.randn(SIZE, generator=draw), (torch.rand(SIZE, generator=draw) < 0.3).float()
         ours = Batch(obs, action, reward, gamma * (1 - ended), after, {}, {})
         found.append((ours, ReplayBufferSamples(obs, action, after, ended[:, None], reward[:, None])))
     return found
+
+
+def logged_by(theirs) -> dict[str, float]:
+    """What an algorithm of theirs logs from now on, name -> the newest number."""
+    logged: dict[str, float] = {}
+    theirs._logger = type("Logger", (), {"record": lambda _, name, value, **__: logged.update({name: value})})()
+    return logged
 
 
 def give_linear(layers: list[nn.Linear], own: list[nn.Linear]) -> None:

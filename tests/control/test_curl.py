@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import math
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,33 +19,14 @@ from mmssl.control.replay import Batch
 from mmssl.methods.curl import Contrast
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pixel_toys import judge, live, world
+from pixel_toys import ACTIONS, batch_of, judge, plain_critics, two_frames, world
+from toy_loop import assert_two_runs_are_equal_and_one_goes_on, live
 
 CONFIG = CURLConfig(crop=(20, 20), layers=2, filters=4, features=6, hidden=(10, 10), batch_size=8, capacity=500)
-ACTIONS = 2
-
-
-@pytest.fixture
-def double():
-    """So that two ways to the same number are told from two numbers."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def make(vectors: int = 0, **settings) -> CURL:
-    seen = {"image/a": ((6, 24, 24), np.dtype(np.uint8))}
-    seen |= {"proprio": ((vectors,), np.dtype(np.float32))} if vectors else {}
-    return CURL(dataclasses.replace(CONFIG, **settings), Spaces(seen, ACTIONS), seed=3)
-
-
-def batch_of(n: int = 8, vectors: int = 0, seed: int = 0) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    pixels = [torch.randint(0, 256, (n, 6, 24, 24), dtype=torch.uint8, generator=g) for _ in range(2)]
-    obs, later = (torch.randn(n, vectors, generator=g) for _ in range(2))
-    action, reward = torch.rand(n, ACTIONS, generator=g) * 2 - 1, torch.randn(n, generator=g)
-    discount = 0.99 * (torch.arange(n) % 3 > 0)  # every third one ended
-    return Batch(obs, action, reward, discount, later, {"image/a": pixels[0]}, {"image/a": pixels[1]})
+    return CURL(dataclasses.replace(CONFIG, **settings), two_frames(24, vectors), seed=3)
 
 
 class SlowEncoder(nn.Module):
@@ -70,7 +50,6 @@ class Slow:
 
     def __init__(self, ours: CURL):
         c = self.c = ours.config
-        wide = c.features + ours.spaces.vector_width
         self.encoder, self.actor_encoder = (SlowEncoder(c.layers, ours.critic.look.width, c.features) for _ in range(2))
         for mine, conv in zip(self.encoder.convs, ours.critic.look.convs.layers, strict=True):
             mine.load_state_dict(conv.state_dict())
@@ -79,7 +58,7 @@ class Slow:
             encoder.ln.load_state_dict(code[1].state_dict())
         for mine, theirs in zip(self.actor_encoder.convs, self.encoder.convs, strict=True):  # tied
             mine.weight, mine.bias = theirs.weight, theirs.bias
-        self.trunk, self.heads = copy.deepcopy(ours.actor.net.body), [self._head(ours, k, wide) for k in (0, 1)]
+        self.trunk, self.heads = copy.deepcopy(ours.actor.net.body), plain_critics(ours.critic.heads)
         self.target_encoder, self.target_heads = copy.deepcopy(self.encoder), copy.deepcopy(self.heads)
         self.w, self.log_alpha = ours.contrast.weight.detach().clone().requires_grad_(), torch.tensor(math.log(c.alpha))
         self.log_alpha.requires_grad_()
@@ -91,14 +70,6 @@ class Slow:
         self.encoder_optimizer = torch.optim.Adam(self.encoder.parameters(), c.lr)
         self.cpc_optimizer = torch.optim.Adam([*self.encoder.parameters(), self.w], c.lr)
         self.noise, self.crops, self.step = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3), 0
-
-    def _head(self, ours: CURL, k: int, wide: int) -> nn.Sequential:
-        sizes, layers = (wide + ACTIONS, *self.c.hidden, 1), []
-        for i, o in pairwise(sizes):
-            layers += [nn.Linear(i, o), nn.ReLU()]
-        for layer, weight, bias in zip(layers[::2], ours.critic.heads.weight, ours.critic.heads.bias, strict=True):
-            layer.weight.data, layer.bias.data = weight[k].detach().T.clone(), bias[k, 0].detach().clone()
-        return nn.Sequential(*layers[:-1])
 
     def crop(self, x):
         top = torch.randint(5, (len(x),), generator=self.crops)
@@ -197,8 +168,7 @@ def test_updates_are_the_slow_ones(double, settings, vectors):
     slow, start = Slow(ours), ours.log_alpha.item()
     slow.compare(ours)
     for k in range(5):
-        batch = batch_of(vectors=vectors, seed=k)
-        batch = Batch(*(x.double() for x in batch[:5]), *batch[5:])
+        batch = batch_of(24, vectors=vectors, seed=k, double=True)
         ours.learn(batch)
         slow.learn(batch)
         slow.compare(ours)
@@ -226,7 +196,7 @@ def test_the_second_step_changes_the_encoder_alone():
     found = []
     for double_step in (True, False):
         algorithm = make(double_step=double_step)
-        algorithm.learn(batch_of())
+        algorithm.learn(batch_of(24))
         found.append(parts_of(algorithm))
     assert changed(*found) == {"look", "critic code"}
 
@@ -235,7 +205,7 @@ def test_without_the_contrast_nothing_else_is_missing():
     with_it, without = make(), make(contrast=False)
     before = parts_of(without)
     for algorithm in (with_it, without):
-        algorithm.learn(batch_of())
+        algorithm.learn(batch_of(24))
     assert changed(parts_of(with_it), parts_of(without)) == {"look", "critic code", "w"}
     assert changed(before, parts_of(without)) == set(before) - {"w"}
 
@@ -254,7 +224,7 @@ def test_actor_and_critic_share_their_convolutions_and_the_actor_never_moves_the
     assert trained == {id(p) for p in [*net.code.parameters(), *net.body.parameters()]}
     given, loss = [], algorithm.actor_loss
     algorithm.gradient.actor_loss = lambda seen, noise: given.append(seen) or loss(seen, noise)
-    algorithm.learn(batch_of())
+    algorithm.learn(batch_of(24))
     assert len(given) == 1 and given[0].pictures.shape == (8, critic.look.width)
     assert not given[0].pictures.requires_grad  # the map, without its past
     before = parts_of(algorithm)
@@ -274,7 +244,7 @@ def test_the_contrast_is_that_of_the_method_and_keys_have_no_gradient():
 def test_training_draws_actions_around_the_policys():
     algorithm = make()
     algorithm.seen = 10**6
-    obs = {"image/a": batch_of(2).pictures["image/a"].numpy()}
+    obs = {"image/a": batch_of(24, 2).pictures["image/a"].numpy()}
     drawn = np.stack([algorithm.act(obs) for _ in range(400)])
     with torch.no_grad():
         mean, spread = algorithm.actor.net(algorithm.actor.see(obs)).chunk(2, -1)
@@ -300,24 +270,10 @@ def test_it_finds_the_column(settings):
     assert judge(algorithm, size=16) > -0.03
 
 
-def run(seed: int = 0, cut: bool = False) -> dict:
-    """Forty steps, or twenty, a state that is put into another object, and twenty more."""
-    here = world(2, size=16, vector=True, stack=2)
-    config = dataclasses.replace(CONFIG, crop=(14, 14), random_steps=10, updates_per_step=0.5)
-    algorithm = CURL(config, Spaces(**here.spaces()), seed)
-    obs = live(algorithm, here, 20)
-    if cut:
-        state = copy.deepcopy(algorithm.state_dict())
-        algorithm = CURL(config, Spaces(**here.spaces()), seed + 1)
-        algorithm.load_state_dict(state)
-    live(algorithm, here, 20, obs)
-    return {name: x for name, x in algorithm.state_dict().items() if name in ("actor", "critic", "contrast")}
-
-
-def same(one: dict, other: dict) -> bool:
-    return all(torch.equal(value, other[part][name]) for part in one for name, value in one[part].items())
-
-
 def test_two_runs_are_bit_equal_and_so_is_one_that_went_on():
-    first = run()
-    assert same(first, run()) and same(first, run(cut=True)) and not same(first, run(seed=1))
+    def place():
+        return world(2, size=16, vector=True, stack=2)
+
+    config = dataclasses.replace(CONFIG, crop=(14, 14), random_steps=10, updates_per_step=0.5)
+    spaces = Spaces(**place().spaces())
+    assert_two_runs_are_equal_and_one_goes_on(lambda seed: CURL(config, spaces, seed), place, 20)

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,33 +16,14 @@ from mmssl.control.drqv2 import DrQv2, DrQv2Config
 from mmssl.control.replay import Batch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pixel_toys import judge, live, world
+from pixel_toys import ACTIONS, batch_of, judge, plain_critics, two_frames, world
+from toy_loop import assert_two_runs_are_equal_and_one_goes_on, live
 
 CONFIG = DrQv2Config(layers=2, filters=4, features=6, hidden=(10, 10), batch_size=8, capacity=500, pad=2, lr=1e-3)
-ACTIONS = 2
-
-
-@pytest.fixture
-def double():
-    """So that two ways to the same number are told from two numbers."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def make(vectors: int = 0, **settings) -> DrQv2:
-    seen = {"image/a": ((6, 16, 16), np.dtype(np.uint8))}
-    seen |= {"proprio": ((vectors,), np.dtype(np.float32))} if vectors else {}
-    return DrQv2(dataclasses.replace(CONFIG, **settings), Spaces(seen, ACTIONS), seed=3)
-
-
-def batch_of(n: int = 8, vectors: int = 0, seed: int = 0) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    pixels = [torch.randint(0, 256, (n, 6, 16, 16), dtype=torch.uint8, generator=g) for _ in range(2)]
-    obs, later = (torch.randn(n, vectors, generator=g) for _ in range(2))
-    action, reward = torch.rand(n, ACTIONS, generator=g) * 2 - 1, torch.randn(n, generator=g)
-    discount = 0.99**3 * (torch.arange(n) % 3 > 0)
-    return Batch(obs, action, reward, discount, later, {"image/a": pixels[0]}, {"image/a": pixels[1]})
+    return DrQv2(dataclasses.replace(CONFIG, **settings), two_frames(16, vectors), seed=3)
 
 
 class Slow:
@@ -55,7 +35,7 @@ class Slow:
             *[m for conv in ours.critic.look.convs.layers for m in (copy.deepcopy(conv), nn.ReLU())]
         )
         self.actor = nn.ModuleDict({"trunk": copy.deepcopy(ours.actor.net.code), "policy": self._policy(ours)})
-        heads = nn.ModuleList([self._head(ours, k) for k in (0, 1)])
+        heads = nn.ModuleList(plain_critics(ours.critic.heads))
         self.critic = nn.ModuleDict({"trunk": copy.deepcopy(ours.critic.code), "q": heads})
         self.target = copy.deepcopy(self.critic)
         self.encoder_opt, self.actor_opt, self.critic_opt = (
@@ -67,14 +47,6 @@ class Slow:
         *layers, last = copy.deepcopy(ours.actor.net.body)
         assert isinstance(last, nn.Tanh)
         return nn.Sequential(*layers)
-
-    def _head(self, ours: DrQv2, k: int) -> nn.Sequential:
-        sizes, layers = (6 + ours.spaces.vector_width + ACTIONS, *self.c.hidden, 1), []
-        for i, o in pairwise(sizes):
-            layers += [nn.Linear(i, o), nn.ReLU()]
-        for layer, weight, bias in zip(layers[::2], ours.critic.heads.weight, ours.critic.heads.bias, strict=True):
-            layer.weight.data, layer.bias.data = weight[k].detach().T.clone(), bias[k, 0].detach().clone()
-        return nn.Sequential(*layers[:-1])
 
     def see(self, x):
         """Replicate-pad, then cut, sample by sample; /255 - .5."""
@@ -133,8 +105,7 @@ def test_updates_are_the_slow_ones(double, vectors):
     slow = Slow(ours)
     slow.assert_same(ours)
     for k in range(5):
-        batch = batch_of(vectors=vectors, seed=k)
-        batch = Batch(*(x.double() for x in batch[:5]), *batch[5:])
+        batch = batch_of(16, vectors=vectors, seed=k, gamma=0.99**3, double=True)
         ours.seen = 100_000 * k
         slow.learn(batch, sigma=1.0 - 0.9 * k / 5)
         ours.learn(batch)
@@ -144,7 +115,7 @@ def test_updates_are_the_slow_ones(double, vectors):
 def test_shifts_by_interpolation_learn_the_same():
     one, other = make(), make(bilinear=True)
     for algorithm in (one, other):
-        algorithm.learn(batch_of())
+        algorithm.learn(batch_of(16))
     for a, b in zip(one.target_critic.parameters(), other.target_critic.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
 
@@ -156,7 +127,7 @@ def test_the_actor_learns_from_its_loss_alone_and_the_encoder_from_the_critics()
     own = [*net.code.parameters(), *net.body.parameters()]
     given, loss = [], algorithm.actor_loss
     algorithm.actor_loss = lambda seen: given.append(seen) or loss(seen)
-    algorithm.learn(batch_of())
+    algorithm.learn(batch_of(16))
     assert given[0].pictures.shape == (8, critic.look.width) and not given[0].pictures.requires_grad
     loss(given[0]).backward()
     assert all(p.grad.abs().max() > 0 for p in own)
@@ -184,7 +155,7 @@ def test_the_noise_falls_along_a_line_and_is_clipped_in_learning_alone():
     algorithm.seen = 500
     learned = algorithm.sample(torch.zeros(4000, ACTIONS))
     assert learned.abs().max().item() == pytest.approx(0.3) and (learned.abs() < 0.3).float().mean() < 0.5
-    obs = {"image/a": batch_of(64).pictures["image/a"].numpy()}
+    obs = {"image/a": batch_of(16, 64).pictures["image/a"].numpy()}
     algorithm.seen = 1000
     best = algorithm.policy().act(obs)
     away = np.stack([algorithm.act(obs) for _ in range(50)]) - best
@@ -212,23 +183,9 @@ def test_it_finds_the_column():
     assert judge(algorithm, size=16) > -0.03
 
 
-def run(seed: int = 0, cut: bool = False) -> dict:
-    """Forty steps, or twenty, a state that is put into another object, and twenty more."""
-    here, config = world(2, size=16, vector=True, stack=2), dataclasses.replace(CONFIG, random_steps=10)
-    algorithm = DrQv2(config, Spaces(**here.spaces()), seed)
-    obs = live(algorithm, here, 20)
-    if cut:
-        state = copy.deepcopy(algorithm.state_dict())
-        algorithm = DrQv2(config, Spaces(**here.spaces()), seed + 1)
-        algorithm.load_state_dict(state)
-    live(algorithm, here, 20, obs)
-    return {name: x for name, x in algorithm.state_dict().items() if name in ("actor", "critic", "target_critic")}
-
-
-def same(one: dict, other: dict) -> bool:
-    return all(torch.equal(value, other[part][name]) for part in one for name, value in one[part].items())
-
-
 def test_two_runs_are_bit_equal_and_so_is_one_that_went_on():
-    first = run()
-    assert same(first, run()) and same(first, run(cut=True)) and not same(first, run(seed=1))
+    def place():
+        return world(2, size=16, vector=True, stack=2)
+
+    config, spaces = dataclasses.replace(CONFIG, random_steps=10), Spaces(**place().spaces())
+    assert_two_runs_are_equal_and_one_goes_on(lambda seed: DrQv2(config, spaces, seed), place, 20)

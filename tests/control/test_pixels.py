@@ -177,7 +177,7 @@ def test_a_picture_smaller_than_the_crop_is_refused():
         (CURLConfig, {"log_std": (2.0, -10.0)}, r"log_std must be a lower and a higher bound, got \[2.0, -10.0\]"),
         (DrQv2Config, {"n_step": 0}, "n_step must be at least 1, got 0"),
         (DrQv2Config, {"pad": -1}, "pad must be 0 or more, got -1"),
-        (DrQv2Config, {"lr": 0.0}, "lr and updates_per_step must be above 0, got 0.0"),
+        (DrQv2Config, {"lr": 0.0}, "lr must be above 0, got 0.0"),
         (DrQv2Config, {"tau": 2.0}, r"must lie in \(0, 1\], got 0.99 and 2.0"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from mmssl.config import from_dict
-from mmssl.control.base import AlgorithmConfig, Spaces, create_algorithm
+from mmssl.control.base import AlgorithmConfig
 from mmssl.control.networks import mlp
 from mmssl.control.policies import SquashedPolicy
 from mmssl.control.sac import SAC, Autograd, SACConfig, WrittenOut
@@ -19,11 +19,23 @@ from mmssl.errors import MmsslError
 
 sys.path.append(str(Path(__file__).parent))  # tests are imported from their files, not as a package
 
-from sb3_twins import Nothing, OneBatch, batches, give_critics, give_linear, linear, same_critics
-from vector_toys import judge, live, spaces_of, weights, world
+from sb3_twins import (
+    ACTIONS,
+    SIZE,
+    SPACES,
+    Nothing,
+    OneBatch,
+    batches,
+    give_critics,
+    give_linear,
+    linear,
+    logged_by,
+    same_critics,
+)
+from toy_loop import assert_two_runs_are_equal_and_one_goes_on, live, weights
+from vector_toys import QUICK as VECTORS
+from vector_toys import assert_vectors_and_numbers_alone, judge, spaces_of, world
 
-WIDTH, ACTIONS, SIZE = 5, 3, 32
-SPACES = Spaces({"state": ((WIDTH,), np.dtype(np.float32))}, ACTIONS)
 CLOSE = {"atol": 3e-6, "rtol": 1e-5}
 
 
@@ -40,7 +52,7 @@ def twin(ours):
     """Stable-Baselines3's SAC with the same weights."""
     c = ours.config
     theirs = Theirs(
-        "MlpPolicy", Nothing(WIDTH, ACTIONS), c.lr, 10, batch_size=SIZE, tau=c.tau, gamma=c.discount, seed=0,
+        "MlpPolicy", Nothing(), c.lr, 10, batch_size=SIZE, tau=c.tau, gamma=c.discount, seed=0,
         ent_coef=f"auto_{c.alpha}" if c.learn_alpha else c.alpha, device="cpu",
         policy_kwargs={"net_arch": list(c.hidden)},
     )  # fmt: skip
@@ -62,9 +74,9 @@ def test_updates_are_stable_baselines3s(given):
         p.data += 0.1 * torch.randn_like(p)
     for p in ours.actor.parameters():
         p.data *= 3  # so that tanh is steep here and flat there
-    theirs, logged = twin(ours), {}
-    theirs._logger = type("Logger", (), {"record": lambda _, name, value, **__: logged.update({name: value})})()
-    for k, (batch, samples) in enumerate(batches(4, SIZE, WIDTH, ACTIONS, ours.config.discount)):
+    theirs = twin(ours)
+    logged = logged_by(theirs)
+    for k, (batch, samples) in enumerate(batches(4, ours.config.discount)):
         torch.manual_seed(k)
         first, second = (torch.normal(torch.zeros(SIZE, ACTIONS), torch.ones(SIZE, ACTIONS)) for _ in range(2))
         noise = iter((second, first))  # they draw for the actor first
@@ -128,7 +140,7 @@ def test_formulas_are_autograds(given):
     """Losses and gradients, where log-deviations lie in their range and where they are cut."""
     written, plain = make(**given), make(**given, written_out=False)
     assert type(written.gradient) is WrittenOut and type(plain.gradient) is Autograd
-    batch, noise = batches(1, SIZE, WIDTH, ACTIONS, 0.99)[0][0], torch.randn(SIZE, ACTIONS).double()
+    batch, noise = batches(1)[0][0], torch.randn(SIZE, ACTIONS).double()
     batch = batch._replace(**{name: getattr(batch, name).double() for name in batch._fields[:5]})
     for ours in (written, plain):
         precise(ours)
@@ -169,7 +181,7 @@ def test_losses_of_alpha():
 def test_what_is_delayed_and_repeated():
     """Actor and alpha every second time, twice; targets every third time."""
     ours = make(actor_freq=2, actor_repeats=2, target_freq=3)
-    batch = batches(1, SIZE, WIDTH, ACTIONS, 0.99)[0][0]
+    batch = batches(1)[0][0]
     before, steps = weights(ours), []
     for k in range(1, 7):
         scalars = ours.learn(batch)
@@ -182,8 +194,7 @@ def test_what_is_delayed_and_repeated():
     assert steps == [0, 2, 2, 4, 4, 6] and int(ours.actor_optimizer.count) == 6
 
 
-QUICK = {"hidden": (32, 32), "lr": 5e-3, "batch_size": 32, "random_steps": 200, "discount": 0.9, "tau": 0.02}
-QUICK |= {"updates_per_step": 0.5, "capacity": 3000, "alpha": 0.1}
+QUICK = VECTORS | {"alpha": 0.1}
 CURLS = {"alpha_loss": "alpha", "alpha_beta": 0.5, "log_std": (-10.0, 2.0), "log_std_map": "tanh"}
 
 
@@ -220,27 +231,14 @@ def test_actions_in_training():
 
 
 def test_two_runs_are_equal_and_one_goes_on_where_it_was_saved():
-    runs = [SAC(SACConfig(**QUICK | {"random_steps": 20}), spaces_of(), 3) for _ in range(3)]
-    worlds = [world() for _ in runs]
-    obs = [live(run, place, 40) for run, place in zip(runs[:2], worlds, strict=False)]
-    for name, value in weights(runs[0]).items():
-        np.testing.assert_array_equal(value, weights(runs[1])[name])
-    runs[2].load_state_dict(runs[1].state_dict())
-    live(runs[0], worlds[0], 40, obs[0])
-    live(runs[2], worlds[1], 40, obs[1])
-    assert torch.equal(runs[0].log_alpha, runs[2].log_alpha)
-    for name, value in weights(runs[0]).items():
-        np.testing.assert_array_equal(value, weights(runs[2])[name])
-    other = SAC(SACConfig(**QUICK), spaces_of(), 4)
-    assert not np.array_equal(weights(other)["actor.net.0.weight"], weights(runs[0])["actor.net.0.weight"])
+    config = SACConfig(**QUICK | {"random_steps": 20})
+    assert_two_runs_are_equal_and_one_goes_on(lambda seed: SAC(config, spaces_of(), seed), world, 40)
 
 
-def test_losses_can_be_compiled(monkeypatch):
-    """By the compiler's front end, which needs no C++ compiler: no loss breaks its graph."""
-    compile = torch.compile
-    monkeypatch.setattr("torch.compile", lambda f, fullgraph, **_: compile(f, fullgraph=fullgraph, backend="eager"))
+@pytest.mark.usefixtures("compiler_front")
+def test_losses_can_be_compiled():
     plain, fast = make(), make(compile=True)
-    for batch, _ in batches(2, SIZE, WIDTH, ACTIONS, 0.99):
+    for batch, _ in batches(2):
         expected, found = plain.learn(batch), fast.learn(batch)
         for name in expected:
             torch.testing.assert_close(found[name], expected[name])
@@ -256,7 +254,7 @@ def test_losses_can_be_compiled(monkeypatch):
         *[({name: 0.0}, f"{name} must be above 0, got 0.0") for name in ("lr", "critic_lr", "alpha_lr", "alpha")],
         ({"updates_per_step": -1.0}, "updates_per_step must be above 0"),
         ({"random_steps": -1}, "random_steps must be 0 or more"),
-        ({"alpha_beta": 1.0}, "alpha_beta lie in"),
+        ({"alpha_beta": 1.0}, "alpha_beta must lie in"),
         ({"log_std": (2.0, -5.0)}, "log_std must be a lower and a higher bound, got"),
         ({"hidden": ()}, "hidden must be widths of at least 1"),
         ({"log_std_map": "tan"}, "unknown value of log_std_map 'tan': did you mean 'tanh'"),
@@ -269,8 +267,4 @@ def test_wrong_settings(given, words):
 
 
 def test_discrete_actions_and_pictures_are_refused():
-    state = {"state": ((4,), np.dtype(np.float32))}
-    with pytest.raises(MmsslError, match="sac needs continuous actions and this task has 2 discrete; take ppo"):
-        create_algorithm(SACConfig(), Spaces(state, 2, discrete=True))
-    with pytest.raises(MmsslError, match="sac learns from vectors"):
-        create_algorithm(SACConfig(), Spaces({"image/front": ((3, 8, 8), np.dtype(np.uint8))}, 2))
+    assert_vectors_and_numbers_alone(SACConfig())

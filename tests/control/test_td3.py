@@ -10,17 +10,29 @@ from stable_baselines3 import TD3 as Theirs
 from torch import nn
 
 from mmssl.config import from_dict
-from mmssl.control.base import AlgorithmConfig, Spaces, create_algorithm
-from mmssl.control.td3 import TD3, Autograd, TD3Config, WrittenOut
+from mmssl.control.base import AlgorithmConfig
+from mmssl.control.off_policy import Autograd
+from mmssl.control.td3 import TD3, TD3Config, WrittenOut
 from mmssl.errors import MmsslError
 
 sys.path.append(str(Path(__file__).parent))  # tests are imported from their files, not as a package
 
-from sb3_twins import Nothing, OneBatch, batches, give_critics, give_linear, linear, same_critics
-from vector_toys import judge, live, spaces_of, weights, world
+from sb3_twins import (
+    ACTIONS,
+    SIZE,
+    SPACES,
+    Nothing,
+    OneBatch,
+    batches,
+    give_critics,
+    give_linear,
+    linear,
+    logged_by,
+    same_critics,
+)
+from toy_loop import assert_two_runs_are_equal_and_one_goes_on, live, weights
+from vector_toys import QUICK, assert_vectors_and_numbers_alone, judge, spaces_of, world
 
-WIDTH, ACTIONS, SIZE = 5, 3, 32
-SPACES = Spaces({"state": ((WIDTH,), np.dtype(np.float32))}, ACTIONS)
 CLOSE = {"atol": 2e-6, "rtol": 1e-5}
 
 
@@ -32,7 +44,7 @@ def twin(ours):
     """Stable-Baselines3's TD3 with the same weights."""
     c = ours.config
     theirs = Theirs(
-        "MlpPolicy", Nothing(WIDTH, ACTIONS), c.lr, 10, batch_size=SIZE, tau=c.tau, gamma=c.discount, seed=0,
+        "MlpPolicy", Nothing(), c.lr, 10, batch_size=SIZE, tau=c.tau, gamma=c.discount, seed=0,
         policy_delay=c.policy_freq, target_policy_noise=c.policy_noise, target_noise_clip=c.noise_clip,
         policy_kwargs={"net_arch": list(c.hidden)}, device="cpu",
     )  # fmt: skip
@@ -51,9 +63,8 @@ def test_updates_are_stable_baselines3s(written_out):
     for p in (*ours.target_actor.parameters(), *ours.target_critic.parameters()):
         p.data += 0.1 * torch.randn_like(p)  # targets of their own
     theirs = twin(ours)
-    logged = {}
-    theirs._logger = type("Logger", (), {"record": lambda _, name, value, **__: logged.update({name: value})})()
-    for k, (batch, samples) in enumerate(batches(5, SIZE, WIDTH, ACTIONS, ours.config.discount)):
+    logged = logged_by(theirs)
+    for k, (batch, samples) in enumerate(batches(5, ours.config.discount)):
         torch.manual_seed(k)
         noise = torch.empty(SIZE, ACTIONS).normal_(0, ours.config.policy_noise)
         ours._noise = lambda like, noise=noise: noise.clamp(-ours.config.noise_clip, ours.config.noise_clip)
@@ -82,7 +93,7 @@ def test_noise_on_target_actions_is_cut():
 def test_what_is_delayed():
     """Targets and actor stay as they are but for every third update."""
     ours = make(policy_freq=3)
-    batch = batches(1, SIZE, WIDTH, ACTIONS, 0.99)[0][0]
+    batch = batches(1)[0][0]
     before = weights(ours)
     for k in range(1, 7):
         ours.learn(batch)
@@ -111,7 +122,7 @@ def test_variant_is_drqv2s():
     """Losses as DrQ-v2 writes them: noise in both, straight through the cut, the smaller critic, no target actor."""
     ours = make(variant="drqv2", noise_clip=0.3)
     assert type(ours.gradient) is Autograd  # no formulas for LayerNorm
-    batch, noise = batches(1, SIZE, WIDTH, ACTIONS, 0.99)[0][0], 0.3 * torch.randn(SIZE, ACTIONS)
+    batch, noise = batches(1)[0][0], 0.3 * torch.randn(SIZE, ACTIONS)
     for p in ours.actor.parameters():
         p.data *= 3  # so that many actions are cut
     q, target = ([Plain(net, k) for k in (0, 1)] for net in (ours.critic, ours.target_critic))
@@ -150,10 +161,6 @@ def test_the_author_cuts_with_a_dead_gradient():
     assert grad.tolist() == [[1.0, 0.0, 0.0]]
 
 
-QUICK = {"hidden": (32, 32), "lr": 5e-3, "batch_size": 32, "random_steps": 200, "discount": 0.9, "tau": 0.02}
-QUICK |= {"updates_per_step": 0.5, "capacity": 3000}
-
-
 @pytest.mark.parametrize("given", [{}, {"variant": "drqv2", "lr": 2e-3}])
 def test_solves_a_small_task(given):
     algorithm = TD3(TD3Config(**QUICK | given), spaces_of(), 0)
@@ -186,26 +193,14 @@ def test_when_it_learns():
 
 
 def test_two_runs_are_equal_and_one_goes_on_where_it_was_saved():
-    runs = [TD3(TD3Config(**QUICK | {"random_steps": 20, "batch_size": 16}), spaces_of(), 3) for _ in range(3)]
-    worlds = [world() for _ in runs]
-    obs = [live(run, place, 40) for run, place in zip(runs[:2], worlds, strict=False)]
-    for name, value in weights(runs[0]).items():
-        np.testing.assert_array_equal(value, weights(runs[1])[name])
-    runs[2].load_state_dict(runs[1].state_dict())
-    live(runs[0], worlds[0], 40, obs[0])
-    live(runs[2], worlds[1], 40, obs[1])
-    for name, value in weights(runs[0]).items():
-        np.testing.assert_array_equal(value, weights(runs[2])[name])
-    other = TD3(TD3Config(**QUICK), spaces_of(), 4)
-    assert not np.array_equal(weights(other)["actor.net.0.weight"], weights(runs[0])["actor.net.0.weight"])
+    config = TD3Config(**QUICK | {"random_steps": 20, "batch_size": 16})
+    assert_two_runs_are_equal_and_one_goes_on(lambda seed: TD3(config, spaces_of(), seed), world, 40)
 
 
-def test_losses_can_be_compiled(monkeypatch):
-    """By the compiler's front end, which needs no C++ compiler: no loss breaks its graph."""
-    compile = torch.compile
-    monkeypatch.setattr("torch.compile", lambda f, fullgraph, **_: compile(f, fullgraph=fullgraph, backend="eager"))
+@pytest.mark.usefixtures("compiler_front")
+def test_losses_can_be_compiled():
     plain, fast = make(variant="drqv2"), make(variant="drqv2", compile=True)
-    for batch, _ in batches(2, SIZE, WIDTH, ACTIONS, 0.99):
+    for batch, _ in batches(2):
         for name, value in plain.learn(batch).items():
             torch.testing.assert_close(fast.learn(batch)[name] if name == "critic_loss" else value, value)
 
@@ -223,8 +218,8 @@ def test_losses_can_be_compiled(monkeypatch):
         ({"noise_clip": -1.0}, "noise_clip must be 0 or more"),
         ({"exploration": -1.0}, "exploration must be 0 or more"),
         ({"random_steps": -1}, "random_steps must be 0 or more"),
-        ({"lr": 0.0}, "lr and updates_per_step must be above 0"),
-        ({"updates_per_step": 0.0}, "lr and updates_per_step must be above 0"),
+        ({"lr": 0.0}, "lr must be above 0, got 0.0"),
+        ({"updates_per_step": 0.0}, "updates_per_step must be above 0, got 0.0"),
         ({"hidden": ()}, "hidden must be widths of at least 1"),
         ({"hidden": (8, 0)}, "hidden must be widths of at least 1"),
         ({"variant": "drq"}, "unknown value of variant 'drq': did you mean 'drqv2'"),
@@ -236,11 +231,7 @@ def test_wrong_settings(given, words):
 
 
 def test_discrete_actions_and_pictures_are_refused():
-    state = {"state": ((4,), np.dtype(np.float32))}
-    with pytest.raises(MmsslError, match="td3 needs continuous actions and this task has 2 discrete; take ppo"):
-        create_algorithm(TD3Config(), Spaces(state, 2, discrete=True))
-    with pytest.raises(MmsslError, match="td3 learns from vectors"):
-        create_algorithm(TD3Config(), Spaces({"image/front": ((3, 8, 8), np.dtype(np.uint8))}, 2))
+    assert_vectors_and_numbers_alone(TD3Config())
 
 
 def test_settings_of_the_replay(tmp_path):

@@ -22,7 +22,8 @@ from mmssl.tokenizers.vector import VectorTokenizerConfig
 
 sys.path.append(str(Path(__file__).parent))  # tests are imported from their files, not as a package
 
-from vector_toys import judge, live, spaces_of, weights, world
+from toy_loop import live, weights
+from vector_toys import judge, spaces_of, world
 
 WIDTH, ACTIONS, SIZE = 5, 3, 32
 SPACES = Spaces({"state": ((WIDTH,), np.dtype(np.float32))}, ACTIONS)

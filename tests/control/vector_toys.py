@@ -1,10 +1,17 @@
-"""A task in vectors that is solved in seconds, and the loop around it."""
+"""A task in vectors that is solved in seconds."""
 
 import gymnasium as gym
 import numpy as np
+import pytest
+from toy_loop import mean_reward
 
-from mmssl.control.base import Algorithm, Spaces, Transition
+from mmssl.control.base import Algorithm, AlgorithmConfig, Spaces, create_algorithm
 from mmssl.envs.vector import VectorWorld, wrap_vec
+from mmssl.errors import MmsslError
+
+QUICK = {"hidden": (32, 32), "lr": 5e-3, "batch_size": 32, "random_steps": 200, "discount": 0.9, "tau": 0.02}
+QUICK |= {"updates_per_step": 0.5, "capacity": 3000}
+"""Settings with which it is."""
 
 
 class Copy(gym.Env):
@@ -43,32 +50,16 @@ def spaces_of(n: int = 2) -> Spaces:
     return Spaces(**world(n).spaces())
 
 
-def live(algorithm: Algorithm, world: VectorWorld, steps: int, obs=None) -> dict[str, np.ndarray]:
-    """Some steps of the loop; the last observation."""
-    obs = world.reset()[0] if obs is None else obs
-    for _ in range(steps):
-        valid, action = ~world.starting, algorithm.act(obs)
-        assert action.dtype == np.float32 and np.abs(action).max() <= 1
-        after, reward, terminated, truncated, _ = world.step(action)
-        algorithm.observe(Transition(obs, action, reward.astype(np.float32), terminated, truncated, after, valid))
-        algorithm.update()
-        obs = after
-    return obs
-
-
 def judge(algorithm: Algorithm, steps: int = 60) -> float:
     """Mean reward of a step of the policy, without noise; one that stays at 0 has -0.33, a random one -1."""
-    fresh, policy, total = world(8, seed=99), algorithm.policy(), []
-    obs = fresh.reset()[0]
-    for _ in range(steps):
-        valid = ~fresh.starting
-        obs, reward, *_ = fresh.step(policy.act(obs))
-        total += reward[valid].tolist()
-    return float(np.mean(total))
+    return mean_reward(algorithm, world(8, seed=99), steps)
 
 
-def weights(algorithm: Algorithm) -> dict[str, np.ndarray]:
-    """Copies of all weights that an algorithm trains or averages."""
-    names = ("actor", "critic", "target_actor", "target_critic")
-    nets = {name: getattr(algorithm, name) for name in names if hasattr(algorithm, name)}
-    return {f"{n}.{k}": v.detach().numpy().copy() for n, net in nets.items() for k, v in net.state_dict().items()}
+def assert_vectors_and_numbers_alone(config: AlgorithmConfig) -> None:
+    """Discrete actions and pictures are refused, in one sentence each."""
+    state = {"state": ((4,), np.dtype(np.float32))}
+    words = f"{config.name} needs continuous actions and this task has 2 discrete; take ppo"
+    with pytest.raises(MmsslError, match=words):
+        create_algorithm(config, Spaces(state, 2, discrete=True))
+    with pytest.raises(MmsslError, match=f"{config.name} learns from vectors"):
+        create_algorithm(config, Spaces({"image/front": ((3, 8, 8), np.dtype(np.uint8))}, 2))
