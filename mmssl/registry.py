@@ -1,4 +1,4 @@
-"""Names -> methods, tokenizers, datasets, evaluators and environments.
+"""Names -> methods, tokenizers, datasets, evaluators, environments and algorithms; settings that are chosen by name.
 
 A registry belongs to a package folder. The first question put to it imports every module of that folder, so that a new
 file which registers a name is found without anything else being edited.
@@ -7,7 +7,8 @@ file which registers a name is found without anything else being edited.
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from mmssl.errors import MmsslError, unknown_name
 
@@ -57,6 +58,31 @@ class Registry:
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         self._scanned = True
+
+
+@dataclass(frozen=True)
+class NamedConfig:
+    """Settings whose `name` chooses their class: the `config_class` of what is registered under it.
+
+    A kind of thing has a base of its own that names the registry; its things' settings are subclasses of that.
+    """
+
+    name: str
+    registry: ClassVar[Registry]
+
+    @classmethod
+    def config_class_for(cls, mapping: dict[str, Any]) -> type["NamedConfig"]:
+        """The config class of what `mapping["name"]` names; this one where it names nothing (`mmssl.config`).
+
+        Raises:
+            MmsslError: an unknown name, or none where this is the base of a kind.
+        """
+        if "name" in mapping:
+            return cls.registry.get(mapping["name"]).config_class
+        if "registry" in vars(cls):
+            kind, names = cls.registry.kind, ", ".join(cls.registry.names())
+            raise MmsslError(f"the {kind}'s settings need a 'name', one of: {names}.")
+        return cls
 
 
 METHODS = Registry("method", "mmssl.methods")

@@ -4,8 +4,12 @@ import sys
 
 import pytest
 
+from mmssl.config import from_dict
+from mmssl.control.base import AlgorithmConfig
 from mmssl.errors import MmsslError
+from mmssl.methods.base import MethodConfig
 from mmssl.registry import METHODS, Registry
+from mmssl.tokenizers.base import TokenizerConfig
 
 
 @pytest.fixture
@@ -45,3 +49,16 @@ def test_two_things_of_one_name_are_refused():
 
 def test_mae_is_registered():
     assert "mae" in METHODS
+
+
+@pytest.mark.parametrize(
+    ("base", "kind", "name"),
+    [(MethodConfig, "method", "mae"), (TokenizerConfig, "tokenizer", "image"), (AlgorithmConfig, "algorithm", "td3")],
+)
+def test_settings_are_of_the_class_that_their_name_chooses(base, kind, name):
+    chosen = from_dict(base, {"name": name})
+    assert isinstance(chosen, base) and type(chosen) is not base and type(from_dict(type(chosen), {})) is type(chosen)
+    with pytest.raises(MmsslError, match=f"the {kind}'s settings need a 'name', one of: .*{name}"):
+        from_dict(base, {})
+    with pytest.raises(MmsslError, match=f"unknown {kind} '{name}x': did you mean '{name}'"):
+        from_dict(base, {"name": f"{name}x"})

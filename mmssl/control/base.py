@@ -7,29 +7,19 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from mmssl.errors import MmsslError
-from mmssl.registry import ALGORITHMS
+from mmssl.registry import ALGORITHMS, NamedConfig
 
 
 @dataclass(frozen=True)
-class AlgorithmConfig:
+class AlgorithmConfig(NamedConfig):
     """Settings of an algorithm; `name` chooses the class."""
 
-    name: str
+    registry = ALGORITHMS
 
     @property
     def own_encoder(self) -> bool:
         """Whether the algorithm looks through a run's encoder by itself, in place of the world."""
         return False
-
-    @classmethod
-    def config_class_for(cls, mapping: dict[str, Any]) -> type["AlgorithmConfig"]:
-        """The config class of the algorithm that `mapping["name"]` names."""
-        if "name" not in mapping:
-            if cls is AlgorithmConfig:
-                raise MmsslError(f"an algorithm's settings need a 'name', one of: {', '.join(ALGORITHMS.names())}.")
-            return cls
-        return ALGORITHMS.get(mapping["name"]).config_class
 
 
 @dataclass(frozen=True)

@@ -11,25 +11,16 @@ from mmssl.config import from_dict
 from mmssl.encoder import Encoder
 from mmssl.errors import MmsslError
 from mmssl.keys import sample_keys
-from mmssl.registry import METHODS
+from mmssl.registry import METHODS, NamedConfig
 
 Loss = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(NamedConfig):
     """Settings of a method; `name` chooses the class."""
 
-    name: str
-
-    @classmethod
-    def config_class_for(cls, mapping: dict[str, Any]) -> type["MethodConfig"]:
-        """The config class of the method that `mapping["name"]` names."""
-        if "name" not in mapping:
-            if cls is MethodConfig:
-                raise MmsslError(f"the method's settings need a 'name', one of: {', '.join(METHODS.names())}.")
-            return cls
-        return METHODS.get(mapping["name"]).config_class
+    registry = METHODS
 
 
 class Method(nn.Module):

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from mmssl.errors import MmsslError
 from mmssl.nn.gather import gather_tokens
 from mmssl.nn.linear import Linear
 from mmssl.nn.positions import Positioned, sinusoid
-from mmssl.registry import TOKENIZERS
+from mmssl.registry import TOKENIZERS, NamedConfig
 
 Positions = Literal["sincos", "sincos_half", "sincos_row", "sincos_swapped", "sinusoid", "learned", "separable", "none"]
 """Fixed tables: `sincos` (column first, MAE; time first for clips), `sincos_row` (row first), `sincos_swapped` (of a
@@ -21,19 +21,10 @@ Learned ones: `learned` (one table), `separable` (ST-MAE's time plus place, clip
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(NamedConfig):
     """Settings of one tokenizer; `name` chooses the class."""
 
-    name: str
-
-    @classmethod
-    def config_class_for(cls, mapping: dict[str, Any]) -> type["TokenizerConfig"]:
-        """The config class of the tokenizer that `mapping["name"]` names."""
-        if "name" not in mapping:
-            if cls is TokenizerConfig:
-                raise MmsslError(f"a tokenizer's settings need a 'name', one of: {', '.join(TOKENIZERS.names())}.")
-            return cls
-        return TOKENIZERS.get(mapping["name"]).config_class
+    registry = TOKENIZERS
 
 
 class Tokenizer(Positioned):
