@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmssl.data.text import TextEncoding
 from mmssl.encoder import Features
 from mmssl.errors import MmsslError, unknown_name
 from mmssl.evaluation.frames import FrameEncoder, is_image, is_video
+from mmssl.training.asked import EXTRAS, text_encoding
 
-_EXTRAS = ("depth", "segmentation", "proprio", "state")  # what recorded data give on demand
 _NO_INPUT = ("label", "index", "keys")
 
 
@@ -174,17 +173,9 @@ def fields_for(encoder: nn.Module, names: Sequence[str], also: Sequence[str] = (
     """Fields of `DataConfig` with which data give these modalities, and the planes `also`."""
     kinds = [name.partition("/")[0] for name in (*names, *also)]
     cameras = dict.fromkeys(name.partition("/")[2] for name in names if "/" in name)
-    fields: dict[str, Any] = {"extras": tuple(plane for plane in _EXTRAS if plane in kinds)}
-    fields["text"] = text_encoding(encoder) if "text" in kinds else None
+    fields: dict[str, Any] = {"extras": tuple(plane for plane in EXTRAS if plane in kinds)}
+    fields["text"] = text_encoding(encoder, None) if "text" in kinds else None
     return fields | ({"cameras": tuple(cameras)} if cameras else {})
-
-
-def text_encoding(encoder: nn.Module) -> TextEncoding | None:
-    """How texts become the ids that an encoder reads, None for one that reads none."""
-    if "text" not in getattr(encoder, "tokenizers", {}):
-        return None
-    config = encoder.tokenizers["text"].config
-    return TextEncoding(config.vocabulary, config.length, config.special)
 
 
 def label_of_inputs(label: str, names: Sequence[str]) -> str:

@@ -60,7 +60,7 @@ def is_audiomae_layout(state: State) -> bool:
     return is_authors_layout(state) and state["patch_embed.proj.weight"].shape[1:2] == (1,)
 
 
-def says_audio(state: State, arguments: dict[str, Any], facts: dict[str, Any]) -> bool:
+def says_audio(state: State, arguments: dict[str, Any], said: dict[str, Any]) -> bool:
     """Whether tensors of this layout are of a model of audio, and not of grey images.
 
     The decoder's windows say so, and the authors' training arguments. Else it is one of images where the user gives an
@@ -68,10 +68,10 @@ def says_audio(state: State, arguments: dict[str, Any], facts: dict[str, Any]) -
     """
     if has_windows(state) or arguments.get("audio_exp") is True or str(arguments.get("dataset")) in STATISTICS:
         return True
-    if "pos_embed" not in state or facts.get("image_size_guess") is not None:
+    if "pos_embed" not in state or said.get("image_size_guess") is not None:
         return False
-    if facts.get("image_size") is not None:
-        return facts["image_size"][1] == MEL_BINS != facts["image_size"][0]
+    if said.get("image_size") is not None:
+        return said["image_size"][1] == MEL_BINS != said["image_size"][0]
     table = _table(state)
     columns, rows = _columns(table), state["pos_embed"].shape[1]  # an image's table may lack a row for cls
     sides = [math.isqrt(n) for n in (len(table), rows) if math.isqrt(n) ** 2 == n]

@@ -13,7 +13,6 @@ exact one.
 
 import math
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,18 +66,16 @@ _OURS = (
 )
 
 
-def has_image_tower(names: Iterable[str]) -> bool:
-    """Whether these are names of an image tower of CLIP, under OpenAI's or transformers' names."""
-    names = set(names)
+def has_image_tower(state: State) -> bool:
+    """Whether there is an image tower of CLIP among these tensors, under OpenAI's or transformers' names."""
     known = {"visual.attnpool.positional_embedding", "visual.class_embedding"}
-    return bool(names & known) or any(name.endswith("embeddings.class_embedding") for name in names)
+    return bool(known & state.keys()) or any(name.endswith("embeddings.class_embedding") for name in state)
 
 
-def has_text_tower(names: Iterable[str]) -> bool:
-    """Whether these are names of a text tower of CLIP."""
-    names = set(names)
-    openai = {"token_embedding.weight", "positional_embedding"} <= names
-    return openai or any(re.search(r"^(text_model\.)?embeddings\.token_embedding\.weight$", name) for name in names)
+def has_text_tower(state: State) -> bool:
+    """Whether there is a text tower of CLIP among these tensors."""
+    openai = {"token_embedding.weight", "positional_embedding"} <= state.keys()
+    return openai or any(re.search(r"^(text_model\.)?embeddings\.token_embedding\.weight$", name) for name in state)
 
 
 def read_file(state: State, arguments: dict[str, Any], path: Path) -> tuple[State, dict[str, Any]]:

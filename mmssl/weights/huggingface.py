@@ -13,7 +13,7 @@ from mmssl.methods.mae import MAE
 from mmssl.tokenizers.base import TokenizerConfig
 from mmssl.tokenizers.image import IMAGENET_MEAN, IMAGENET_STD
 from mmssl.weights.files import State, read_folder, read_json
-from mmssl.weights.layout import Facts, Published
+from mmssl.weights.layout import Facts, Published, is_authors_layout
 from mmssl.weights.naming import join_qkv, rename, renamed
 from mmssl.weights.official import mae_to_authors, read_file
 
@@ -59,14 +59,19 @@ _WRITTEN = (
 )
 
 
-def is_transformers_layout(names: Any) -> bool:
-    """Whether these are names of a transformers ViT or ViTMAE, of any generation."""
-    return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names)
+def is_transformers_layout(state: State) -> bool:
+    """Whether these are tensors of a transformers ViT or ViTMAE, of any generation."""
+    return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in state)
 
 
 def read_any_file(state: State, arguments: dict[str, Any], path: Path) -> tuple[State, dict[str, Any]]:
     """A file of the MAE authors or of timm, or one under transformers' names."""
     return read_file(from_transformers(state) if is_transformers_layout(state) else state, arguments, path)
+
+
+def is_vit_layout(state: State) -> bool:
+    """Whether these are tensors of a ViT or an MAE, under the authors' and timm's names or transformers'."""
+    return is_authors_layout(state) or is_transformers_layout(state)
 
 
 def read_transformers(folder: Path) -> Published:

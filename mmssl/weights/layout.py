@@ -103,10 +103,9 @@ def told_mask_ratio(arguments: dict[str, Any]) -> dict[str, float]:
     return {"mask_ratio": ratio} if isinstance(ratio, float) and 0 < ratio < 1 else {}
 
 
-def is_authors_layout(names: Iterable[str]) -> bool:
-    """Whether these are names of the layout above, at least of its encoder."""
-    names = set(names)
-    return "patch_embed.proj.weight" in names and any(n.startswith("blocks.0.") for n in names)
+def is_authors_layout(state: State) -> bool:
+    """Whether these are tensors of the layout above, at least of its encoder."""
+    return "patch_embed.proj.weight" in state and any(name.startswith("blocks.0.") for name in state)
 
 
 def has_decoder(state: State) -> bool:

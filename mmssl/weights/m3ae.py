@@ -11,7 +11,6 @@ repository is the same without what is named text.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,9 @@ _TYPES = {f"{part}_{name}_type_embedding": f"{part}.type_embed.{name}" for part 
           ("image", "text")}  # fmt: skip
 
 
-def is_m3ae_layout(names: Iterable[str]) -> bool:
-    """Whether these are names of the layout above, at least of its encoder."""
-    return {"image_embedding.kernel", "encoder.Block_0.Attention_0.Dense_0.kernel"} <= set(names)
+def is_m3ae_layout(state: State) -> bool:
+    """Whether these are tensors of the layout above, at least of its encoder."""
+    return {"image_embedding.kernel", "encoder.Block_0.Attention_0.Dense_0.kernel"} <= state.keys()
 
 
 def read_file(state: State, arguments: dict[str, Any], path: Path) -> tuple[State, dict[str, Any]]:

@@ -10,7 +10,6 @@ The authors released no file. What a trajectory is standardised by is not in one
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ _BLOCK = {"norm1": "norm1", "norm2": "norm2", "attn.proj": "self_attn.out_proj",
           "mlp.fc2": "linear2"}  # our name of a part of a block -> theirs  # fmt: skip
 
 
-def is_mtm_layout(names: Iterable[str]) -> bool:
-    """Whether these are names of the layout above."""
-    starts = {name.partition(".")[0] for name in names}
+def is_mtm_layout(state: State) -> bool:
+    """Whether these are tensors of the layout above."""
+    starts = {name.partition(".")[0] for name in state}
     return {"encoder_embed_dict", "encoder_per_dim_encoding", "output_head_dict"} <= starts
 
 

@@ -10,7 +10,6 @@ back is multimae_back.py.
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,10 +51,9 @@ PARTS = {
 _OURS = {theirs: ours for ours, theirs in NAMES.items()}
 
 
-def is_multimae_layout(names: Iterable[str]) -> bool:
-    """Whether these are names of the layout above, at least of its encoder."""
-    names = set(names)
-    return "encoder.0.attn.qkv.weight" in names and any(name.startswith("input_adapters.") for name in names)
+def is_multimae_layout(state: State) -> bool:
+    """Whether these are tensors of the layout above, at least of its encoder."""
+    return "encoder.0.attn.qkv.weight" in state and any(name.startswith("input_adapters.") for name in state)
 
 
 def read_file(state: State, arguments: dict[str, Any], path: Path) -> tuple[State, dict[str, Any]]:

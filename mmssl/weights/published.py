@@ -27,7 +27,7 @@ from mmssl.weights import (
     videomae_transformers,
 )
 from mmssl.weights.files import State, read_json, read_state
-from mmssl.weights.layout import Facts, Published, is_authors_layout
+from mmssl.weights.layout import Facts, Published
 from mmssl.weights.naming import listed
 
 
@@ -114,7 +114,7 @@ LAYOUTS = (
     ),
     Layout(
         "the MAE authors' and timm's ViT",
-        recognise=lambda state: is_authors_layout(state) or huggingface.is_transformers_layout(state),
+        recognise=huggingface.is_vit_layout,
         read=huggingface.read_any_file,
         encoder=official.build_encoder,
         method=official.build_mae,

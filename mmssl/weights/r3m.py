@@ -7,7 +7,6 @@ R3M's own code takes pixels in 0..255 and normalises them; our encoder takes uin
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ _SIZE = (224, 224)
 _OURS = ("image.pos_embed", "image.mean", "image.std")
 
 
-def is_resnet_layout(names: Iterable[str]) -> bool:
-    """Whether these are names of a ResNet as torchvision has it, with or without R3M's language beside it."""
-    names = {name.removeprefix(_NET) for name in names}
+def is_resnet_layout(state: State) -> bool:
+    """Whether these are tensors of a ResNet as torchvision has it, with or without R3M's language beside it."""
+    names = {name.removeprefix(_NET) for name in state}
     return {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer4.0.conv1.weight"} <= names
 
 

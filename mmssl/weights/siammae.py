@@ -7,7 +7,6 @@ The encoder, `decoder_embed`, `mask_token`, `decoder_pos_embed`, `decoder_norm` 
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,9 @@ _BLOCK = {
 _KINDS = ("weight", "bias")
 
 
-def is_siammae_layout(names: Iterable[str]) -> bool:
-    """Whether these are names of the layout above, decoder included."""
-    names = set(names)
-    return is_authors_layout(names) and "decoder_blocks.0.multihead_attn.in_proj_weight" in names
+def is_siammae_layout(state: State) -> bool:
+    """Whether these are tensors of the layout above, decoder included."""
+    return is_authors_layout(state) and "decoder_blocks.0.multihead_attn.in_proj_weight" in state
 
 
 def read_file(state: State, arguments: dict[str, Any], path: Path) -> tuple[State, dict[str, Any]]:

@@ -240,7 +240,7 @@ def test_a_files_arguments_are_believed(tmp_path, state):
 
 def test_the_layout_is_known_by_its_names(state):
     assert is_multimae_layout(state) and not is_multimae_layout(to_timm(state))
-    assert not is_multimae_layout(k for k in state if not k.startswith("input"))
+    assert not is_multimae_layout({k: x for k, x in state.items() if not k.startswith("input")})
 
 
 @pytest.mark.parametrize(

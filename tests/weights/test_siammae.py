@@ -125,9 +125,9 @@ def test_the_encoder_loads_by_itself(oracle, state):
 
 def test_the_layout_is_known_by_its_names(state):
     assert is_siammae_layout(state)
-    assert not is_siammae_layout(n for n in state if not n.startswith("decoder"))
-    assert not is_siammae_layout(n for n in state if n.startswith("decoder"))
-    mae = [n.replace("multihead_attn.in_proj_weight", "attn.qkv.weight") for n in state]
+    assert not is_siammae_layout({n: x for n, x in state.items() if not n.startswith("decoder")})
+    assert not is_siammae_layout({n: x for n, x in state.items() if n.startswith("decoder")})
+    mae = {n.replace("multihead_attn.in_proj_weight", "attn.qkv.weight"): x for n, x in state.items()}
     assert not is_siammae_layout(mae)
 
 
