@@ -60,17 +60,17 @@ class Plan:
     @property
     def pretraining(self) -> float:
         """Seconds of pretraining on pictures, at most."""
-        return (0.2 if self.is_tiny else 0.31) * self.budget
+        return (0.2 if self.is_tiny else 0.26) * self.budget
 
     @property
     def judging(self) -> float:
         """Seconds that are kept for judging what pictures taught, and for the page."""
-        return (0.2 if self.is_tiny else 0.16) * self.budget
+        return (0.2 if self.is_tiny else 0.22) * self.budget
 
     @property
     def samples(self) -> int:
         """Samples of the training and of the held-out part that probes use, at most."""
-        return 96 if self.is_tiny else 2500
+        return 96 if self.is_tiny else 1500
 
     @property
     def skills(self) -> tuple[str, ...]:
@@ -90,12 +90,12 @@ class Plan:
     @property
     def imitating(self) -> float:
         """Seconds of pretraining on trajectories, at most."""
-        return (0.1 if self.is_tiny else 0.27) * self.budget
+        return (0.1 if self.is_tiny else 0.2) * self.budget
 
     @property
     def acting(self) -> float:
         """Seconds that are kept for running and filming policies."""
-        return (0.15 if self.is_tiny else 0.1) * self.budget
+        return (0.15 if self.is_tiny else 0.16) * self.budget
 
     @property
     def tries(self) -> int:
